@@ -1,1 +1,20 @@
+//! The log on disk, in Apache RocketMQ's own format: CommitLog, ConsumeQueue, IndexFile, checkpoint.
+//!
+//! No sockets and no async runtime. Nothing here blocks for long except where the name says so
+//! (`open`, `get_message_cold`, `shutdown`); background threads belong to the [`Store`].
 
+mod clock;
+mod config;
+mod consume_queue;
+mod error;
+mod get;
+mod put;
+mod store;
+
+pub use clock::{Clock, SystemClock};
+pub use config::{FlushDiskType, StoreConfig};
+pub use consume_queue::ConsumeQueue;
+pub use error::{Error, NotWritable, PutError};
+pub use get::{Filter, GetOutcome, GetRequest, GetResult, GetStatus, MessageFilter};
+pub use put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};
+pub use store::{Boundary, Confirm, QueryResult, RuntimeFigures, Store, Watermarks};
