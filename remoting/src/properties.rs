@@ -186,6 +186,15 @@ fn escape_into(out: &mut String, text: &str, key: bool) {
     }
 }
 
+/// What a server reports as `configHash`: FNV-1a of 64 bits over the bytes of the file it started with, as 16 hexadecimal digits. It only answers
+/// "is this the text that was rendered?"; the operator computes the same over what it rendered (`operator_core::build::config_hash`).
+pub fn config_hash(file: &[u8]) -> String {
+    let hash = file.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
 /// The known key that looks most like `key`, for "did you mean"; none when nothing is near.
 pub fn nearest<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let wanted = key.to_ascii_lowercase();
@@ -296,6 +305,12 @@ mod tests {
             Properties::parse(b"a=1\nb=\\u12").unwrap_err().to_string(),
             "line 2: \\u is not followed by four hexadecimal digits"
         );
+    }
+
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        assert_eq!(config_hash(b""), "cbf29ce484222325");
+        assert_eq!(config_hash(b"foobar"), "85944171f73967e8");
     }
 
     #[test]
