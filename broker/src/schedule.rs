@@ -1,0 +1,415 @@
+//! Delivery of delayed messages (delay levels): from SCHEDULE_TOPIC_XXXX to the real topic when their time has come.
+//!
+//! A level is a queue whose entries fall due in their order, so the next due time of the broker is the smallest of a
+//! few heads. One thread sleeps until exactly then, or until a message arrives in one of the queues; it never polls.
+//! The delivered offsets live in `config/delayOffset.json`. They are written only after the messages delivered up to
+//! them are on disk: a machine that goes down may deliver a message twice, but never lose one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use remoting::protocol::body::{DataVersion, DelayOffsetSerializeWrapper};
+use remoting::protocol::message::{self, RecordView};
+use store::{Arrival, Clock, ConsumeQueue, PutMessage, Store, TagsCode};
+
+use crate::config_file::{self, Saver};
+use crate::offset::push_integer_map;
+use crate::stats::BrokerStatsManager;
+use crate::topic::SCHEDULE_TOPIC;
+
+/// Upstream `flushDelayOffsetInterval`.
+const PERSIST_INTERVAL_MS: i64 = 10_000;
+/// After a failed put a level rests this long (upstream `DELAY_FOR_A_PERIOD`).
+const RETRY_AFTER_MS: i64 = 10_000;
+/// Entries looked at, and messages delivered, in one go.
+const BATCH_MESSAGES: usize = 64;
+/// Bytes delivered in one go, well below the tail ring.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// How long a stop waits for delivered messages to reach the disk before it keeps the older offsets.
+const STOP_FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages on their way to the half topic are dropped (upstream `messageTimeup` of a delayed half message).
+const TRANS_HALF_TOPIC: &str = "RMQ_SYS_TRANS_HALF_TOPIC";
+
+/// The delays of the levels 1, 2, ….
+#[derive(Debug, Clone)]
+pub struct DelayLevels(Vec<Duration>);
+
+impl DelayLevels {
+    pub fn new(levels: Vec<Duration>) -> Self {
+        Self(levels)
+    }
+
+    pub fn max(&self) -> i32 {
+        i32::try_from(self.0.len()).unwrap_or(i32::MAX)
+    }
+
+    /// The level a message with this DELAY gets; `None` when it is not delayed at all.
+    pub fn level(&self, delay: i32) -> Option<i32> {
+        (delay > 0 && !self.0.is_empty()).then(|| delay.min(self.max()))
+    }
+
+    /// Milliseconds of a level; an unknown level counts as one second, as upstream computes it.
+    pub fn delay_ms(&self, level: i32) -> i64 {
+        let index = usize::try_from(level).ok().and_then(|level| level.checked_sub(1));
+        let delay = index.and_then(|index| self.0.get(index)).copied().unwrap_or(Duration::from_secs(1));
+        i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+/// The queue of a level in [`SCHEDULE_TOPIC`].
+pub fn queue_of_level(level: i32) -> i32 {
+    level - 1
+}
+
+type Offsets = BTreeMap<i32, i64>;
+
+pub struct ScheduleMessageService {
+    store: Arc<Store>,
+    clock: Arc<dyn Clock>,
+    stats: Arc<BrokerStatsManager>,
+    saver: Arc<Saver>,
+    path: PathBuf,
+    levels: DelayLevels,
+    delivered: Mutex<Delivered>,
+    signal: Mutex<Signal>,
+    changed: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Delivered {
+    offsets: Offsets,
+    version: DataVersion,
+    /// End in the log of the newest delivered message.
+    end: u64,
+    dirty: bool,
+}
+
+#[derive(Debug, Default)]
+struct Signal {
+    arrived: bool,
+    stopped: bool,
+}
+
+/// What to do next with a level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Nothing waits.
+    Idle,
+    /// The head falls due, or the level may be tried again, at this time.
+    At(i64),
+    /// A batch was delivered; there may be more.
+    Again,
+}
+
+impl ScheduleMessageService {
+    pub fn load(
+        path: PathBuf,
+        levels: DelayLevels,
+        store: Arc<Store>,
+        clock: Arc<dyn Clock>,
+        stats: Arc<BrokerStatsManager>,
+        saver: Arc<Saver>,
+    ) -> Result<Self, config_file::Error> {
+        let wrapper: DelayOffsetSerializeWrapper = config_file::read(&path)?.unwrap_or_default();
+        Ok(Self {
+            store,
+            clock,
+            stats,
+            saver,
+            path,
+            levels,
+            delivered: Mutex::new(Delivered {
+                offsets: wrapper.offset_table,
+                version: wrapper.data_version.unwrap_or_default(),
+                ..Delivered::default()
+            }),
+            signal: Mutex::default(),
+            changed: Condvar::new(),
+            thread: Mutex::new(None),
+        })
+    }
+
+    /// Starts delivering. Only a master delivers; call [`Self::stop`] when it becomes a slave.
+    pub fn start(self: &Arc<Self>) -> std::io::Result<()> {
+        let mut thread = self.thread.lock();
+        if thread.is_none() {
+            *self.signal.lock() = Signal::default();
+            let service = Arc::clone(self);
+            *thread = Some(std::thread::Builder::new().name("delay-levels".to_owned()).spawn(move || service.run())?);
+        }
+        Ok(())
+    }
+
+    /// Stops delivering and writes the offsets.
+    pub fn stop(&self) {
+        self.signal.lock().stopped = true;
+        self.changed.notify_all();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of the delay levels panicked");
+        }
+        let end = self.delivered.lock().end;
+        if self.store.flushed() >= end || self.store.wait_flushed(end, STOP_FLUSH_TIMEOUT) {
+            self.persist();
+        }
+    }
+
+    /// To be called with each batch of new records: wakes the thread when one of them is a delayed message.
+    pub fn arrived(&self, arrivals: &[Arrival]) {
+        if arrivals.iter().any(|arrival| arrival.queue.topic() == SCHEDULE_TOPIC) {
+            self.signal.lock().arrived = true;
+            self.changed.notify_all();
+        }
+    }
+
+    pub fn levels(&self) -> &DelayLevels {
+        &self.levels
+    }
+
+    /// The JSON of the file and of 45.
+    pub fn encode(&self) -> String {
+        self.delivered.lock().encode()
+    }
+
+    /// Puts what a master sent (45) in place of the current table.
+    pub fn replace(&self, wrapper: DelayOffsetSerializeWrapper) {
+        let mut delivered = self.delivered.lock();
+        delivered.offsets = wrapper.offset_table;
+        delivered.version = wrapper.data_version.unwrap_or_default();
+        delivered.dirty = true;
+    }
+
+    /// `(level, delivered offset, max offset)` of every level that was ever used, for runtime info.
+    pub fn progress(&self) -> Vec<(i32, i64, i64)> {
+        let offsets = self.delivered.lock().offsets.clone();
+        let max = |level| self.store.max_offset(SCHEDULE_TOPIC, queue_of_level(level));
+        offsets.into_iter().map(|(level, offset)| (level, offset, max(level))).collect()
+    }
+
+    fn persist(&self) {
+        let mut delivered = self.delivered.lock();
+        if delivered.dirty {
+            delivered.dirty = false;
+            delivered.version.next_version(self.clock.now_ms());
+            self.saver.save(self.path.clone(), delivered.encode());
+        }
+    }
+
+    fn run(&self) {
+        tracing::debug!(levels = self.levels.max(), "delivering delayed messages");
+        let mut rest_until: BTreeMap<i32, i64> = BTreeMap::new();
+        let mut persist_at = self.clock.now_ms() + PERSIST_INTERVAL_MS;
+        loop {
+            let now = self.clock.now_ms();
+            let mut next: Option<i64> = None;
+            let mut again = false;
+            for level in 1..=self.levels.max() {
+                if let Some(until) = rest_until.get(&level).copied().filter(|until| *until > now) {
+                    next = Some(next.map_or(until, |next| next.min(until)));
+                    continue;
+                }
+                match self.deliver_level(level, now) {
+                    Ok(Next::Idle) => {}
+                    Ok(Next::At(at)) => next = Some(next.map_or(at, |next| next.min(at))),
+                    Ok(Next::Again) => again = true,
+                    Err(error) => {
+                        tracing::warn!(level, error, "cannot deliver delayed messages; will try again");
+                        rest_until.insert(level, now + RETRY_AFTER_MS);
+                        next = Some(next.map_or(now + RETRY_AFTER_MS, |next| next.min(now + RETRY_AFTER_MS)));
+                    }
+                }
+            }
+            if now >= persist_at {
+                let (dirty, end) = {
+                    let delivered = self.delivered.lock();
+                    (delivered.dirty, delivered.end)
+                };
+                if dirty && self.store.flushed() >= end {
+                    self.persist();
+                }
+                persist_at = now + PERSIST_INTERVAL_MS;
+            }
+            if self.delivered.lock().dirty {
+                next = Some(next.map_or(persist_at, |next| next.min(persist_at)));
+            }
+            if self.wait(again, next) {
+                return;
+            }
+        }
+    }
+
+    /// Sleeps until `next`, an arrival or the stop; answers true for the stop.
+    fn wait(&self, again: bool, next: Option<i64>) -> bool {
+        let mut signal = self.signal.lock();
+        while !again && !signal.arrived && !signal.stopped {
+            match next.map(|next| next - self.clock.now_ms()) {
+                Some(rest) if rest <= 0 => break,
+                Some(rest) => {
+                    self.changed.wait_for(&mut signal, Duration::from_millis(rest.unsigned_abs()));
+                }
+                None => self.changed.wait(&mut signal),
+            }
+        }
+        signal.arrived = false;
+        signal.stopped
+    }
+
+    /// Delivers the messages of a level that are due, one batch at most.
+    fn deliver_level(&self, level: i32, now: i64) -> Result<Next, String> {
+        let queue_id = queue_of_level(level);
+        let Some(queue) = self.store.find_queue(SCHEDULE_TOPIC, queue_id) else { return Ok(Next::Idle) };
+        let mut offset = self.delivered.lock().offsets.get(&level).copied().unwrap_or(0);
+        let (min, max) = (queue.min_offset(), queue.max_offset());
+        if offset < min || offset > max {
+            let corrected = offset.clamp(min, max);
+            tracing::warn!(level, offset, corrected, "the offset of a delay level lay outside its queue");
+            offset = corrected;
+            self.advance(level, offset, 0);
+        }
+        let units = self.store.query_consume_queue(SCHEDULE_TOPIC, queue_id, offset, BATCH_MESSAGES);
+        let mut due = Vec::new();
+        let mut bytes = 0;
+        let mut next = if units.is_empty() { Next::Idle } else { Next::Again };
+        for (phy_offset, size, due_at) in units {
+            if self.correct_deliver_timestamp(level, due_at, now) > now {
+                next = Next::At(due_at);
+                break;
+            }
+            if bytes > 0 && bytes + usize::try_from(size).unwrap_or(0) > BATCH_BYTES {
+                break;
+            }
+            bytes += usize::try_from(size).unwrap_or(0);
+            due.push(phy_offset);
+        }
+        if due.is_empty() {
+            return Ok(next);
+        }
+        let count = i64::try_from(due.len()).unwrap_or(0);
+        let end = self.deliver(&due)?;
+        self.advance(level, offset + count, end);
+        Ok(if matches!(next, Next::At(_)) { next } else { Next::Again })
+    }
+
+    /// A due time further ahead than the whole delay means that the clock was set back: deliver now (upstream
+    /// `correctDeliverTimestamp`).
+    fn correct_deliver_timestamp(&self, level: i32, due_at: i64, now: i64) -> i64 {
+        if due_at > now + self.levels.delay_ms(level) { now } else { due_at }
+    }
+
+    /// Appends the messages under their real topics; answers the end of the last one.
+    fn deliver(&self, positions: &[i64]) -> Result<u64, String> {
+        let records: Vec<_> = positions
+            .iter()
+            .filter_map(|position| {
+                let record = u64::try_from(*position).ok().and_then(|position| self.store.record_at(position));
+                if record.is_none() {
+                    tracing::warn!(position, "a delayed message is gone from the log");
+                }
+                record
+            })
+            .collect();
+        let mut restored: Vec<Restored<'_>> = Vec::with_capacity(records.len());
+        for bytes in &records {
+            if let Some(message) = self.restore(bytes)? {
+                restored.push(message);
+            }
+        }
+        if restored.is_empty() {
+            return Ok(0);
+        }
+        let puts: Vec<PutMessage<'_>> = restored.iter().map(Restored::put).collect();
+        let appended = self.store.append(&puts).map_err(|error| error.to_string())?;
+        self.store.drive();
+        for message in &restored {
+            self.stats.put(&self.stats.topic(message.queue.topic()), 1, message.record.size() as u64);
+        }
+        Ok(appended.end)
+    }
+
+    /// The message as it will be stored: same body and properties, real topic and queue, tags hashed anew.
+    fn restore<'a>(&self, bytes: &'a [u8]) -> Result<Option<Restored<'a>>, String> {
+        let record = match RecordView::parse(bytes) {
+            Ok(record) => record,
+            Err(error) => {
+                tracing::error!(%error, "a delayed message cannot be read; dropped");
+                return Ok(None);
+            }
+        };
+        let mut restored = Properties::default();
+        for (name, value) in message::properties(record.properties()) {
+            match name {
+                message::PROPERTY_REAL_TOPIC => restored.topic = value,
+                message::PROPERTY_REAL_QUEUE_ID => restored.queue_id = value.parse().unwrap_or(0),
+                message::PROPERTY_TAGS => restored.tags = value,
+                message::PROPERTY_KEYS => restored.keys = value,
+                message::PROPERTY_UNIQ_KEY => restored.unique_key = value,
+                _ => {}
+            }
+        }
+        if restored.topic.is_empty() || restored.topic == TRANS_HALF_TOPIC {
+            tracing::error!(topic = restored.topic, "a delayed message has no topic to go to; dropped");
+            return Ok(None);
+        }
+        let queue = self.store.queue(restored.topic, restored.queue_id).map_err(|error| error.to_string())?;
+        Ok(Some(Restored { queue, record, properties: restored }))
+    }
+
+    fn advance(&self, level: i32, offset: i64, end: u64) {
+        let mut delivered = self.delivered.lock();
+        delivered.offsets.insert(level, offset);
+        delivered.end = delivered.end.max(end);
+        delivered.dirty = true;
+    }
+}
+
+impl Delivered {
+    fn encode(&self) -> String {
+        let version = serde_json::to_string(&self.version).unwrap_or_else(|_| "{}".to_owned());
+        let mut out = format!("{{\"dataVersion\":{version},\"offsetTable\":");
+        push_integer_map(&mut out, &self.offsets);
+        out.push('}');
+        out
+    }
+}
+
+#[derive(Default)]
+struct Properties<'a> {
+    topic: &'a str,
+    queue_id: i32,
+    tags: &'a str,
+    keys: &'a str,
+    unique_key: &'a str,
+}
+
+struct Restored<'a> {
+    queue: Arc<ConsumeQueue>,
+    record: RecordView<'a>,
+    properties: Properties<'a>,
+}
+
+impl Restored<'_> {
+    fn put(&self) -> PutMessage<'_> {
+        let record = &self.record;
+        PutMessage {
+            queue: &self.queue,
+            flag: record.flag(),
+            sys_flag: record.sys_flag(),
+            born_timestamp: record.born_timestamp(),
+            born_host: record.born_host(),
+            store_host: record.store_host(),
+            reconsume_times: record.reconsume_times(),
+            prepared_transaction_offset: record.prepared_transaction_offset(),
+            body: record.body(),
+            properties: record.properties(),
+            tags_code: TagsCode::Hash(message::tags_code(self.properties.tags)),
+            unique_key: self.properties.unique_key,
+            keys: self.properties.keys,
+        }
+    }
+}
