@@ -5,6 +5,7 @@
 //! client with typed calls; [`resolver`] turns names into addresses; [`http`] serves probes and
 //! metrics beside it.
 
+pub mod properties;
 pub mod protocol;
 
 pub use protocol::RemotingCommand;
