@@ -23,7 +23,7 @@ pub const FLAG_ONEWAY: i32 = 2;
 /// Longest header a frame can declare: 24 bits.
 const MAX_HEADER: usize = (1 << 24) - 1;
 
-/// Why a frame cannot be read. The connection it came on is closed.
+/// Why a frame or a record cannot be read. The connection a malformed frame came on is closed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     #[error("frame is cut short")]
@@ -36,6 +36,10 @@ pub enum DecodeError {
     SerializeType(u8),
     #[error("malformed JSON header at byte {at}")]
     Json { at: usize },
+    #[error("unknown record magic {0:#x}")]
+    Magic(i32),
+    #[error("record of {0} bytes has fields of another length")]
+    RecordSize(usize),
 }
 
 /// How the header is written; chosen frame by frame.

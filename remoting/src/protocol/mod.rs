@@ -7,6 +7,7 @@ pub mod header;
 pub mod hot;
 pub mod json;
 pub mod language;
+pub mod message;
 pub mod request_code;
 pub mod response_code;
 
