@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use remoting::protocol::body::{DataVersion, DelayOffsetSerializeWrapper};
-use remoting::protocol::message::{self, RecordView};
+use remoting::protocol::message::{RecordView, property, tags_code};
 use store::{Arrival, Clock, ConsumeQueue, PutMessage, Store, TagsCode};
 
 use crate::config_file::{self, Saver};
@@ -54,8 +54,13 @@ impl DelayLevels {
 
     /// Milliseconds of a level; an unknown level counts as one second, as upstream computes it.
     pub fn delay_ms(&self, level: i32) -> i64 {
-        let index = usize::try_from(level).ok().and_then(|level| level.checked_sub(1));
-        let delay = index.and_then(|index| self.0.get(index)).copied().unwrap_or(Duration::from_secs(1));
+        let index = usize::try_from(level)
+            .ok()
+            .and_then(|level| level.checked_sub(1));
+        let delay = index
+            .and_then(|index| self.0.get(index))
+            .copied()
+            .unwrap_or(Duration::from_secs(1));
         i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
     }
 }
@@ -140,7 +145,11 @@ impl ScheduleMessageService {
         if thread.is_none() {
             *self.signal.lock() = Signal::default();
             let service = Arc::clone(self);
-            *thread = Some(std::thread::Builder::new().name("delay-levels".to_owned()).spawn(move || service.run())?);
+            *thread = Some(
+                std::thread::Builder::new()
+                    .name("delay-levels".to_owned())
+                    .spawn(move || service.run())?,
+            );
         }
         Ok(())
     }
@@ -162,7 +171,10 @@ impl ScheduleMessageService {
 
     /// To be called with each batch of new records: wakes the thread when one of them is a delayed message.
     pub fn arrived(&self, arrivals: &[Arrival]) {
-        if arrivals.iter().any(|arrival| arrival.queue.topic() == SCHEDULE_TOPIC) {
+        if arrivals
+            .iter()
+            .any(|arrival| arrival.queue.topic() == SCHEDULE_TOPIC)
+        {
             self.signal.lock().arrived = true;
             self.changed.notify_all();
         }
@@ -189,7 +201,10 @@ impl ScheduleMessageService {
     pub fn progress(&self) -> Vec<(i32, i64, i64)> {
         let offsets = self.delivered.lock().offsets.clone();
         let max = |level| self.store.max_offset(SCHEDULE_TOPIC, queue_of_level(level));
-        offsets.into_iter().map(|(level, offset)| (level, offset, max(level))).collect()
+        offsets
+            .into_iter()
+            .map(|(level, offset)| (level, offset, max(level)))
+            .collect()
     }
 
     fn persist(&self) {
@@ -219,9 +234,16 @@ impl ScheduleMessageService {
                     Ok(Next::At(at)) => next = Some(next.map_or(at, |next| next.min(at))),
                     Ok(Next::Again) => again = true,
                     Err(error) => {
-                        tracing::warn!(level, error, "cannot deliver delayed messages; will try again");
+                        tracing::warn!(
+                            level,
+                            error,
+                            "cannot deliver delayed messages; will try again"
+                        );
                         rest_until.insert(level, now + RETRY_AFTER_MS);
-                        next = Some(next.map_or(now + RETRY_AFTER_MS, |next| next.min(now + RETRY_AFTER_MS)));
+                        next =
+                            Some(next.map_or(now + RETRY_AFTER_MS, |next| {
+                                next.min(now + RETRY_AFTER_MS)
+                            }));
                     }
                 }
             }
@@ -251,7 +273,8 @@ impl ScheduleMessageService {
             match next.map(|next| next - self.clock.now_ms()) {
                 Some(rest) if rest <= 0 => break,
                 Some(rest) => {
-                    self.changed.wait_for(&mut signal, Duration::from_millis(rest.unsigned_abs()));
+                    self.changed
+                        .wait_for(&mut signal, Duration::from_millis(rest.unsigned_abs()));
                 }
                 None => self.changed.wait(&mut signal),
             }
@@ -263,19 +286,38 @@ impl ScheduleMessageService {
     /// Delivers the messages of a level that are due, one batch at most.
     fn deliver_level(&self, level: i32, now: i64) -> Result<Next, String> {
         let queue_id = queue_of_level(level);
-        let Some(queue) = self.store.find_queue(SCHEDULE_TOPIC, queue_id) else { return Ok(Next::Idle) };
-        let mut offset = self.delivered.lock().offsets.get(&level).copied().unwrap_or(0);
+        let Some(queue) = self.store.find_queue(SCHEDULE_TOPIC, queue_id) else {
+            return Ok(Next::Idle);
+        };
+        let mut offset = self
+            .delivered
+            .lock()
+            .offsets
+            .get(&level)
+            .copied()
+            .unwrap_or(0);
         let (min, max) = (queue.min_offset(), queue.max_offset());
         if offset < min || offset > max {
             let corrected = offset.clamp(min, max);
-            tracing::warn!(level, offset, corrected, "the offset of a delay level lay outside its queue");
+            tracing::warn!(
+                level,
+                offset,
+                corrected,
+                "the offset of a delay level lay outside its queue"
+            );
             offset = corrected;
             self.advance(level, offset, 0);
         }
-        let units = self.store.query_consume_queue(SCHEDULE_TOPIC, queue_id, offset, BATCH_MESSAGES);
+        let units =
+            self.store
+                .query_consume_queue(SCHEDULE_TOPIC, queue_id, offset, BATCH_MESSAGES);
         let mut due = Vec::new();
         let mut bytes = 0;
-        let mut next = if units.is_empty() { Next::Idle } else { Next::Again };
+        let mut next = if units.is_empty() {
+            Next::Idle
+        } else {
+            Next::Again
+        };
         for (phy_offset, size, due_at) in units {
             if self.correct_deliver_timestamp(level, due_at, now) > now {
                 next = Next::At(due_at);
@@ -293,13 +335,21 @@ impl ScheduleMessageService {
         let count = i64::try_from(due.len()).unwrap_or(0);
         let end = self.deliver(&due)?;
         self.advance(level, offset + count, end);
-        Ok(if matches!(next, Next::At(_)) { next } else { Next::Again })
+        Ok(if matches!(next, Next::At(_)) {
+            next
+        } else {
+            Next::Again
+        })
     }
 
     /// A due time further ahead than the whole delay means that the clock was set back: deliver now (upstream
     /// `correctDeliverTimestamp`).
     fn correct_deliver_timestamp(&self, level: i32, due_at: i64, now: i64) -> i64 {
-        if due_at > now + self.levels.delay_ms(level) { now } else { due_at }
+        if due_at > now + self.levels.delay_ms(level) {
+            now
+        } else {
+            due_at
+        }
     }
 
     /// Appends the messages under their real topics; answers the end of the last one.
@@ -307,7 +357,9 @@ impl ScheduleMessageService {
         let records: Vec<_> = positions
             .iter()
             .filter_map(|position| {
-                let record = u64::try_from(*position).ok().and_then(|position| self.store.record_at(position));
+                let record = u64::try_from(*position)
+                    .ok()
+                    .and_then(|position| self.store.record_at(position));
                 if record.is_none() {
                     tracing::warn!(position, "a delayed message is gone from the log");
                 }
@@ -324,10 +376,17 @@ impl ScheduleMessageService {
             return Ok(0);
         }
         let puts: Vec<PutMessage<'_>> = restored.iter().map(Restored::put).collect();
-        let appended = self.store.append(&puts).map_err(|error| error.to_string())?;
+        let appended = self
+            .store
+            .append(&puts)
+            .map_err(|error| error.to_string())?;
         self.store.drive();
         for message in &restored {
-            self.stats.put(&self.stats.topic(message.queue.topic()), 1, message.record.size() as u64);
+            self.stats.put(
+                &self.stats.topic(message.queue.topic()),
+                1,
+                message.record.size as u64,
+            );
         }
         Ok(appended.end)
     }
@@ -341,23 +400,34 @@ impl ScheduleMessageService {
                 return Ok(None);
             }
         };
-        let mut restored = Properties::default();
-        for (name, value) in message::properties(record.properties()) {
-            match name {
-                message::PROPERTY_REAL_TOPIC => restored.topic = value,
-                message::PROPERTY_REAL_QUEUE_ID => restored.queue_id = value.parse().unwrap_or(0),
-                message::PROPERTY_TAGS => restored.tags = value,
-                message::PROPERTY_KEYS => restored.keys = value,
-                message::PROPERTY_UNIQ_KEY => restored.unique_key = value,
-                _ => {}
-            }
-        }
+        let text = |name| {
+            record
+                .property(name)
+                .and_then(|value| std::str::from_utf8(value).ok())
+                .unwrap_or_default()
+        };
+        let restored = Properties {
+            topic: text(property::REAL_TOPIC),
+            queue_id: text(property::REAL_QID).parse().unwrap_or(0),
+            keys: text(property::KEYS),
+            unique_key: text(property::UNIQ_KEY),
+        };
         if restored.topic.is_empty() || restored.topic == TRANS_HALF_TOPIC {
-            tracing::error!(topic = restored.topic, "a delayed message has no topic to go to; dropped");
+            tracing::error!(
+                topic = restored.topic,
+                "a delayed message has no topic to go to; dropped"
+            );
             return Ok(None);
         }
-        let queue = self.store.queue(restored.topic, restored.queue_id).map_err(|error| error.to_string())?;
-        Ok(Some(Restored { queue, record, properties: restored }))
+        let queue = self
+            .store
+            .queue(restored.topic, restored.queue_id)
+            .map_err(|error| error.to_string())?;
+        Ok(Some(Restored {
+            queue,
+            record,
+            properties: restored,
+        }))
     }
 
     fn advance(&self, level: i32, offset: i64, end: u64) {
@@ -378,11 +448,9 @@ impl Delivered {
     }
 }
 
-#[derive(Default)]
 struct Properties<'a> {
     topic: &'a str,
     queue_id: i32,
-    tags: &'a str,
     keys: &'a str,
     unique_key: &'a str,
 }
@@ -398,16 +466,16 @@ impl Restored<'_> {
         let record = &self.record;
         PutMessage {
             queue: &self.queue,
-            flag: record.flag(),
-            sys_flag: record.sys_flag(),
-            born_timestamp: record.born_timestamp(),
-            born_host: record.born_host(),
-            store_host: record.store_host(),
-            reconsume_times: record.reconsume_times(),
-            prepared_transaction_offset: record.prepared_transaction_offset(),
-            body: record.body(),
-            properties: record.properties(),
-            tags_code: TagsCode::Hash(message::tags_code(self.properties.tags)),
+            flag: record.flag,
+            sys_flag: record.sys_flag,
+            born_timestamp: record.born_timestamp,
+            born_host: record.born_host,
+            store_host: record.store_host,
+            reconsume_times: record.reconsume_times,
+            prepared_transaction_offset: record.prepared_transaction_offset,
+            body: record.body,
+            properties: record.properties,
+            tags_code: TagsCode::Hash(tags_code(record.property(property::TAGS))),
             unique_key: self.properties.unique_key,
             keys: self.properties.keys,
         }

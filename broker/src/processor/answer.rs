@@ -15,7 +15,10 @@ pub(crate) type Answer = Result<RemotingCommand, Refused>;
 
 impl Refused {
     pub(crate) fn new(code: i32, remark: impl Into<String>) -> Self {
-        Self { code, remark: remark.into() }
+        Self {
+            code,
+            remark: remark.into(),
+        }
     }
 
     pub(crate) fn system_error(remark: impl Into<String>) -> Self {
@@ -23,7 +26,10 @@ impl Refused {
     }
 
     pub(crate) fn topic_absent(topic: &str) -> Self {
-        Self::new(response_code::TOPIC_NOT_EXIST, format!("topic[{topic}] not exist"))
+        Self::new(
+            response_code::TOPIC_NOT_EXIST,
+            format!("topic[{topic}] not exist"),
+        )
     }
 }
 
@@ -55,8 +61,15 @@ pub(crate) fn ok_text(body: String) -> Answer {
 }
 
 /// The request's body as JSON (fastjson's dialect).
-pub(crate) fn body<T: serde::de::DeserializeOwned>(request: &RemotingCommand) -> Result<T, Refused> {
-    request.json().map_err(|error| Refused::system_error(format!("the body of request {} cannot be read: {error}", request.code)))
+pub(crate) fn body<T: serde::de::DeserializeOwned>(
+    request: &RemotingCommand,
+) -> Result<T, Refused> {
+    request.json().map_err(|error| {
+        Refused::system_error(format!(
+            "the body of request {} cannot be read: {error}",
+            request.code
+        ))
+    })
 }
 
 /// Ext fields by name. Unknown ones are ignored, a missing one is an error only where it is asked for.
@@ -82,14 +95,23 @@ impl Fields for RemotingCommand {
 
     fn number<T: FromStr>(&self, name: &str) -> Result<T, Refused> {
         let value = self.text(name)?;
-        value.trim().parse().map_err(|_| HeaderError::Invalid { field: name.to_owned(), value: value.to_owned() }.into())
+        value.trim().parse().map_err(|_| {
+            HeaderError::Invalid {
+                field: name.to_owned(),
+                value: value.to_owned(),
+            }
+            .into()
+        })
     }
 
     fn number_or<T: FromStr>(&self, name: &str, default: T) -> T {
-        self.ext(name).and_then(|value| value.trim().parse().ok()).unwrap_or(default)
+        self.ext(name)
+            .and_then(|value| value.trim().parse().ok())
+            .unwrap_or(default)
     }
 
     fn flag(&self, name: &str) -> bool {
-        self.ext(name).is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
+        self.ext(name)
+            .is_some_and(|value| value.trim().eq_ignore_ascii_case("true"))
     }
 }

@@ -15,7 +15,11 @@ use crate::topic::{RETRY_GROUP_TOPIC_PREFIX, perm};
 const TAG: &str = "TAG";
 
 /// HEART_BEAT (34). The ext fields of 5.x's second version are left out of the answer, which switches it off.
-pub(crate) fn heartbeat(broker: &Arc<Broker>, connection: &Arc<Connection>, request: &RemotingCommand) -> Answer {
+pub(crate) fn heartbeat(
+    broker: &Arc<Broker>,
+    connection: &Arc<Connection>,
+    request: &RemotingCommand,
+) -> Answer {
     let heartbeat: HeartbeatData = body(request)?;
     let info = ClientChannelInfo {
         connection: connection.id(),
@@ -41,13 +45,24 @@ pub(crate) fn heartbeat(broker: &Arc<Broker>, connection: &Arc<Connection>, requ
 
 fn register_consumer(broker: &Arc<Broker>, data: &ConsumerData, info: ClientChannelInfo) {
     let config = broker.config();
-    let Some(group) = broker.groups.find_or_create(&data.group_name, config.auto_create_subscription_group) else {
-        tracing::debug!(group = data.group_name, "a heartbeat names a group that does not exist");
+    let Some(group) = broker
+        .groups
+        .find_or_create(&data.group_name, config.auto_create_subscription_group)
+    else {
+        tracing::debug!(
+            group = data.group_name,
+            "a heartbeat names a group that does not exist"
+        );
         return;
     };
     if group.retry_queue_nums > 0 {
         let topic = format!("{RETRY_GROUP_TOPIC_PREFIX}{}", data.group_name);
-        broker.topics.create_for_group(&topic, group.retry_queue_nums, perm::READ | perm::WRITE, data.unit_mode);
+        broker.topics.create_for_group(
+            &topic,
+            group.retry_queue_nums,
+            perm::READ | perm::WRITE,
+            data.unit_mode,
+        );
     }
     let registration = broker.consumers.register(data, info);
     if registration.changed && group.notify_consumer_ids_changed_enable {
@@ -56,14 +71,22 @@ fn register_consumer(broker: &Arc<Broker>, data: &ConsumerData, info: ClientChan
 }
 
 /// UNREGISTER_CLIENT (35). It may name a producer group, a consumer group, or both.
-pub(crate) fn unregister_client(broker: &Arc<Broker>, connection: &Arc<Connection>, request: &RemotingCommand) -> Answer {
+pub(crate) fn unregister_client(
+    broker: &Arc<Broker>,
+    connection: &Arc<Connection>,
+    request: &RemotingCommand,
+) -> Answer {
     let producer_group = request.text_or_blank("producerGroup");
     if !producer_group.is_empty() {
         broker.producers.unregister(producer_group, connection.id());
     }
     let consumer_group = request.text_or_blank("consumerGroup");
     if !consumer_group.is_empty() && broker.consumers.unregister(consumer_group, connection.id()) {
-        tracing::info!(group = consumer_group, client = request.text_or_blank("clientID"), "a consumer unregistered");
+        tracing::info!(
+            group = consumer_group,
+            client = request.text_or_blank("clientID"),
+            "a consumer unregistered"
+        );
         if notifies(broker, consumer_group) {
             notify_members(broker, consumer_group);
         }
@@ -78,9 +101,10 @@ pub(crate) fn check_client_config(_broker: &Arc<Broker>, request: &RemotingComma
     }
     let check: CheckClientRequestBody = body(request)?;
     match check.subscription_data.map(|data| data.expression_type) {
-        Some(kind) if !kind.is_empty() && kind != TAG => {
-            Err(Refused::new(response_code::SYSTEM_ERROR, format!("The broker does not support consumer to filter message by {kind}")))
-        }
+        Some(kind) if !kind.is_empty() && kind != TAG => Err(Refused::new(
+            response_code::SYSTEM_ERROR,
+            format!("The broker does not support consumer to filter message by {kind}"),
+        )),
         _ => ok(),
     }
 }
@@ -114,7 +138,10 @@ pub(crate) fn expire_clients(broker: &Arc<Broker>) {
 }
 
 fn notifies(broker: &Broker, group: &str) -> bool {
-    broker.groups.find(group).is_none_or(|config| config.notify_consumer_ids_changed_enable)
+    broker
+        .groups
+        .find(group)
+        .is_none_or(|config| config.notify_consumer_ids_changed_enable)
 }
 
 /// NOTIFY_CONSUMER_IDS_CHANGED (40) to every member, the new one included; not in a broadcasting group, whose members
@@ -123,8 +150,15 @@ fn notify_members(broker: &Broker, group: &str) {
     if !broker.config().notify_consumer_ids_changed_enable {
         return;
     }
-    let Some(members) = broker.consumers.group(group).filter(|members| !members.is_broadcasting()) else { return };
-    let notice = RemotingCommand::request(request_code::NOTIFY_CONSUMER_IDS_CHANGED).with_ext("consumerGroup", group);
+    let Some(members) = broker
+        .consumers
+        .group(group)
+        .filter(|members| !members.is_broadcasting())
+    else {
+        return;
+    };
+    let notice = RemotingCommand::request(request_code::NOTIFY_CONSUMER_IDS_CHANGED)
+        .with_ext("consumerGroup", group);
     for member in members.members() {
         if let Some(connection) = broker.connections.get(member.connection) {
             connection.oneway(notice.clone());
