@@ -1,1 +1,7 @@
-fn main() {}
+//! `mqbroker`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    broker::cli::main(std::env::args_os())
+}

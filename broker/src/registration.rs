@@ -1,0 +1,644 @@
+//! Tells every name server what this broker has: in full at start and every 30 s, the changed topics at once, and good-bye.
+//!
+//! Runs on a thread and a runtime of its own, so that neither a slow disk nor a busy connection ever silences it. The names
+//! in `namesrvAddr` are looked up again and again, so name servers come, go and move without a restart here. One
+//! connection per name server stays open: a name server drops a broker whose connection closes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use remoting::protocol::body::{
+    ClusterInfo, KVTable, RegisterBrokerBody, TopicConfig, TopicConfigSerializeWrapper,
+};
+use remoting::protocol::message::body_crc;
+use remoting::protocol::{RemotingCommand, json, request_code, response_code};
+use remoting::{RemotingClient, Resolver};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::broker::Broker;
+use crate::topic::perm;
+
+/// Upstream clamps `registerNameServerPeriod` to this.
+const PERIOD_MS: std::ops::RangeInclusive<u64> = 10_000..=60_000;
+/// A name server that failed is tried again after this long at first, twice as long each time, up to the look-up interval.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+/// Waiting for a name server's farewell longer than this would only delay the stop.
+const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Asking a name server for the cluster's masters, and a master to create a topic.
+const SPREAD_TIMEOUT: Duration = Duration::from_secs(3);
+
+enum Command {
+    Topics(Vec<String>),
+    Spread(TopicConfig),
+    All,
+    Stop(oneshot::Sender<()>),
+}
+
+/// Handle by which the rest of the broker asks for a registration; cheap to clone, never blocks.
+#[derive(Clone)]
+pub struct Registrar {
+    commands: mpsc::UnboundedSender<Command>,
+    state: Arc<State>,
+}
+
+impl std::fmt::Debug for Registrar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registrar")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the outside may know about registrations.
+#[derive(Debug, Default)]
+pub struct State {
+    registered: AtomicUsize,
+    known: AtomicUsize,
+    ever: AtomicBool,
+    last_error: Mutex<Option<String>>,
+}
+
+impl State {
+    /// Name servers that took the last registration.
+    pub fn registered(&self) -> usize {
+        self.registered.load(Ordering::Acquire)
+    }
+
+    /// Name servers known by address.
+    pub fn known(&self) -> usize {
+        self.known.load(Ordering::Acquire)
+    }
+
+    /// Whether a name server ever took a registration.
+    pub fn ever(&self) -> bool {
+        self.ever.load(Ordering::Acquire)
+    }
+
+    /// What went wrong last, while something is wrong.
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().clone()
+    }
+}
+
+/// The receiving end, before its thread runs.
+pub struct Pending {
+    commands: mpsc::UnboundedReceiver<Command>,
+    state: Arc<State>,
+}
+
+impl Registrar {
+    /// A handle and what [`Pending::start`] needs later, when the broker exists.
+    pub fn new() -> (Self, Pending) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let state = Arc::new(State::default());
+        (
+            Self {
+                commands: sender,
+                state: Arc::clone(&state),
+            },
+            Pending {
+                commands: receiver,
+                state,
+            },
+        )
+    }
+
+    /// These topics are new or changed: register them now.
+    pub fn topics_changed(&self, topics: Vec<String>) {
+        let _ = self.commands.send(Command::Topics(topics));
+    }
+
+    /// A send created this topic: create it on every other master of the cluster.
+    pub fn created_by_send(&self, topic: TopicConfig) {
+        let _ = self.commands.send(Command::Spread(topic));
+    }
+
+    /// Register everything now.
+    pub fn register_all(&self) {
+        let _ = self.commands.send(Command::All);
+    }
+
+    /// What is registered.
+    pub fn state(&self) -> &Arc<State> {
+        &self.state
+    }
+
+    /// Leaves every name server and ends the thread; later requests are ignored.
+    pub async fn stop(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.commands.send(Command::Stop(done)).is_ok() {
+            let _ = wait.await;
+        }
+    }
+}
+
+impl Pending {
+    /// Starts the thread; it ends with [`Registrar::stop`] or when the broker is gone.
+    pub fn start(self, broker: &Arc<Broker>) -> std::io::Result<std::thread::JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let worker = Worker {
+            broker: Arc::downgrade(broker),
+            state: self.state,
+            servers: HashMap::new(),
+            resolver: Resolver::from_env(),
+        };
+        std::thread::Builder::new()
+            .name("registration".to_owned())
+            .spawn(move || runtime.block_on(worker.run(self.commands)))
+    }
+}
+
+/// One name server, by address.
+struct Server {
+    registered: bool,
+    retry: Duration,
+    next_try: Instant,
+    next_full: Instant,
+}
+
+struct Worker {
+    broker: Weak<Broker>,
+    state: Arc<State>,
+    servers: HashMap<SocketAddr, Server>,
+    resolver: Resolver,
+}
+
+impl Worker {
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let client = RemotingClient::default();
+        let mut next_lookup = Instant::now();
+        loop {
+            let Some(broker) = self.broker.upgrade() else {
+                return;
+            };
+            if Instant::now() >= next_lookup {
+                self.look_up(&broker).await;
+                next_lookup = Instant::now() + interval(&broker);
+            }
+            self.register_due(&client, &broker).await;
+            drop(broker);
+            let wake = self
+                .servers
+                .values()
+                .map(|s| s.next_try.min(s.next_full))
+                .fold(next_lookup, Instant::min);
+            let command = tokio::select! {
+                command = commands.recv() => command,
+                () = tokio::time::sleep_until(wake) => continue,
+            };
+            let Some(broker) = self.broker.upgrade() else {
+                return;
+            };
+            match command {
+                None => return,
+                Some(Command::All) => self.all_due(),
+                Some(Command::Topics(mut topics)) => {
+                    // A burst of creations becomes one registration.
+                    let mut other = None;
+                    while other.is_none() {
+                        match commands.try_recv() {
+                            Ok(Command::Topics(more)) => topics.extend(more),
+                            Ok(command) => other = Some(command),
+                            Err(_) => break,
+                        }
+                    }
+                    self.register_topics(&client, &broker, &topics).await;
+                    if let Some(command) = other
+                        && self.other(&client, &broker, command).await
+                    {
+                        return;
+                    }
+                }
+                Some(command) => {
+                    if self.other(&client, &broker, command).await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// True when it was the last command.
+    async fn other(
+        &mut self,
+        client: &RemotingClient,
+        broker: &Arc<Broker>,
+        command: Command,
+    ) -> bool {
+        match command {
+            Command::Stop(done) => {
+                self.unregister(client, broker).await;
+                let _ = done.send(());
+                true
+            }
+            Command::Spread(topic) => {
+                if broker.config().auto_create_topic_on_all_masters {
+                    let servers: Vec<SocketAddr> = self.servers.keys().copied().collect();
+                    tokio::spawn(spread(client.clone(), servers, Arc::clone(broker), topic));
+                }
+                false
+            }
+            Command::All => {
+                self.all_due();
+                false
+            }
+            Command::Topics(topics) => {
+                self.register_topics(client, broker, &topics).await;
+                false
+            }
+        }
+    }
+
+    async fn look_up(&mut self, broker: &Broker) {
+        let list = &broker.settings.raw.namesrv_addr;
+        if list.is_empty() {
+            return;
+        }
+        match self.resolver.resolve(list).await {
+            Ok(addresses) => {
+                let addresses: BTreeSet<SocketAddr> = addresses.into_iter().collect();
+                let gone: Vec<SocketAddr> = self
+                    .servers
+                    .keys()
+                    .filter(|a| !addresses.contains(a))
+                    .copied()
+                    .collect();
+                // A name server that failed to resolve for a moment is kept while it answers.
+                for address in gone {
+                    if self.servers.get(&address).is_some_and(|s| !s.registered) {
+                        tracing::info!(%address, "name server gone");
+                        self.servers.remove(&address);
+                    }
+                }
+                for address in addresses {
+                    self.servers.entry(address).or_insert_with(|| {
+                        tracing::info!(%address, "name server found");
+                        let now = Instant::now();
+                        Server {
+                            registered: false,
+                            retry: FIRST_RETRY,
+                            next_try: now,
+                            next_full: now,
+                        }
+                    });
+                }
+            }
+            Err(error) => self.note_error(format!("cannot resolve {list}: {error}")),
+        }
+        self.publish();
+    }
+
+    fn all_due(&mut self) {
+        let now = Instant::now();
+        for server in self.servers.values_mut() {
+            server.next_full = now;
+        }
+    }
+
+    async fn register_due(&mut self, client: &RemotingClient, broker: &Arc<Broker>) {
+        let now = Instant::now();
+        let due: Vec<SocketAddr> = self
+            .servers
+            .iter()
+            .filter(|(_, s)| {
+                if s.registered {
+                    s.next_full <= now
+                } else {
+                    s.next_try <= now
+                }
+            })
+            .map(|(a, _)| *a)
+            .collect();
+        if due.is_empty() {
+            return;
+        }
+        let config = broker.config();
+        let table = broker.topics.table();
+        let full = Registration::new(broker, table.wrapper());
+        let ask_first = !config.force_register;
+        let timeout = timeout(broker);
+        let mut calls = JoinSet::new();
+        for address in due {
+            let known = self.servers.get(&address).is_some_and(|s| s.registered);
+            let (client, full) = (client.clone(), full.clone());
+            calls.spawn(async move {
+                let result =
+                    if ask_first && known && !full.changed(&client, address, timeout).await? {
+                        Ok::<_, (SocketAddr, String)>(None)
+                    } else {
+                        full.send(&client, address, timeout).await.map(Some)
+                    };
+                result.map(|body| (address, body))
+            });
+        }
+        self.gather(broker, calls).await;
+    }
+
+    async fn register_topics(
+        &mut self,
+        client: &RemotingClient,
+        broker: &Arc<Broker>,
+        topics: &[String],
+    ) {
+        let table = broker.topics.table();
+        let mut wrapper = TopicConfigSerializeWrapper {
+            data_version: table.version().clone(),
+            ..Default::default()
+        };
+        for topic in topics.iter().filter_map(|t| table.get(t)) {
+            wrapper
+                .topic_config_table
+                .insert(topic.name().to_owned(), topic.config.clone());
+        }
+        if wrapper.topic_config_table.is_empty() {
+            return self.all_due();
+        }
+        let some = Registration::new(broker, wrapper);
+        let timeout = timeout(broker);
+        let mut calls = JoinSet::new();
+        // A name server that has no full table yet gets one anyway, soon, and refuses a table of one topic (3.2, rule 4).
+        for (&address, _) in self.servers.iter().filter(|(_, s)| s.registered) {
+            let (client, some) = (client.clone(), some.clone());
+            calls.spawn(async move {
+                some.send(&client, address, timeout)
+                    .await
+                    .map(|body| (address, Some(body)))
+            });
+        }
+        self.gather(broker, calls).await;
+    }
+
+    async fn gather(
+        &mut self,
+        broker: &Arc<Broker>,
+        mut calls: JoinSet<Result<(SocketAddr, Option<Option<KVTable>>), (SocketAddr, String)>>,
+    ) {
+        let period = Duration::from_millis(
+            u64::try_from(broker.config().register_name_server_period)
+                .unwrap_or(0)
+                .clamp(*PERIOD_MS.start(), *PERIOD_MS.end()),
+        );
+        while let Some(call) = calls.join_next().await {
+            let Ok(result) = call else { continue };
+            let now = Instant::now();
+            match result {
+                Ok((address, answer)) => {
+                    if let Some(Some(ordered)) = answer {
+                        broker.topics.update_order_topics(&ordered.table);
+                    }
+                    if let Some(server) = self.servers.get_mut(&address) {
+                        if !server.registered {
+                            tracing::info!(%address, "registered");
+                        }
+                        *server = Server {
+                            registered: true,
+                            retry: FIRST_RETRY,
+                            next_try: now + period,
+                            next_full: now + period,
+                        };
+                    }
+                    self.state.ever.store(true, Ordering::Release);
+                }
+                Err((address, error)) => {
+                    if let Some(server) = self.servers.get_mut(&address) {
+                        if server.registered {
+                            tracing::warn!(%address, error, "registration failed");
+                        }
+                        server.registered = false;
+                        server.next_try = now + server.retry;
+                        server.next_full = server.next_try;
+                        server.retry = (server.retry * 2).min(LAST_RETRY);
+                    }
+                    self.note_error(format!("{address}: {error}"));
+                }
+            }
+            self.publish();
+        }
+    }
+
+    async fn unregister(&mut self, client: &RemotingClient, broker: &Broker) {
+        let mut calls = JoinSet::new();
+        for (&address, _) in self.servers.iter().filter(|(_, s)| s.registered) {
+            let command = identity(
+                RemotingCommand::request(request_code::UNREGISTER_BROKER),
+                broker,
+            );
+            let client = client.clone();
+            calls.spawn(async move {
+                (
+                    address,
+                    client
+                        .invoke(&address.to_string(), command, UNREGISTER_TIMEOUT)
+                        .await
+                        .map(|_| ()),
+                )
+            });
+        }
+        while let Some(call) = calls.join_next().await {
+            if let Ok((address, Err(error))) = call {
+                tracing::warn!(%address, %error, "could not unregister");
+            }
+        }
+        self.servers.clear();
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let registered = self.servers.values().filter(|s| s.registered).count();
+        self.state
+            .known
+            .store(self.servers.len(), Ordering::Release);
+        self.state.registered.store(registered, Ordering::Release);
+        if registered == self.servers.len() {
+            *self.state.last_error.lock() = None;
+        }
+    }
+
+    fn note_error(&self, error: String) {
+        *self.state.last_error.lock() = Some(error);
+    }
+}
+
+fn interval(broker: &Broker) -> Duration {
+    Duration::from_millis(
+        u64::try_from(broker.settings.raw.namesrv_resolve_interval_ms).unwrap_or(2_000),
+    )
+}
+
+fn timeout(broker: &Broker) -> Duration {
+    Duration::from_millis(
+        u64::try_from(broker.config().register_broker_timeout_mills).unwrap_or(6_000),
+    )
+}
+
+fn identity(command: RemotingCommand, broker: &Broker) -> RemotingCommand {
+    let config = &broker.settings.raw;
+    command
+        .with_ext("brokerName", config.broker_name.as_str())
+        .with_ext("brokerAddr", broker.address())
+        .with_ext("clusterName", config.broker_cluster_name.as_str())
+        .with_ext("brokerId", config.broker_id.to_string())
+}
+
+/// One registration, encoded once for all name servers.
+#[derive(Clone)]
+struct Registration {
+    command: RemotingCommand,
+    question: RemotingCommand,
+}
+
+impl Registration {
+    fn new(broker: &Broker, mut wrapper: TopicConfigSerializeWrapper) -> Self {
+        let config = broker.config();
+        let allowed = config.broker_permission;
+        if allowed & (perm::READ | perm::WRITE) != perm::READ | perm::WRITE {
+            for topic in wrapper.topic_config_table.values_mut() {
+                topic.perm &= allowed;
+            }
+        }
+        let question = identity(
+            RemotingCommand::request(request_code::QUERY_DATA_VERSION),
+            broker,
+        )
+        .json_body(&wrapper.data_version);
+        let body = RegisterBrokerBody {
+            topic_config_serialize_wrapper: wrapper,
+            ..Default::default()
+        };
+        let bytes = json::to_vec(&body, json::KeyStyle::Escaped);
+        let crc = body_crc(&bytes);
+        let command = identity(
+            RemotingCommand::request(request_code::REGISTER_BROKER),
+            broker,
+        )
+        .with_ext("haServerAddr", broker.ha_address())
+        .with_ext("compressed", "false")
+        .with_ext("enableActingMaster", "false")
+        .with_ext("bodyCrc32", crc.to_string())
+        .with_body(bytes);
+        Self { command, question }
+    }
+
+    async fn changed(
+        &self,
+        client: &RemotingClient,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<bool, (SocketAddr, String)> {
+        let answer = call(client, address, self.question.clone(), timeout).await?;
+        Ok(answer
+            .ext_fields
+            .get("changed")
+            .is_none_or(|c| c != "false"))
+    }
+
+    async fn send(
+        &self,
+        client: &RemotingClient,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<Option<KVTable>, (SocketAddr, String)> {
+        let answer = call(client, address, self.command.clone(), timeout).await?;
+        if answer.body.is_empty() {
+            return Ok(None);
+        }
+        json::from_slice(&answer.body)
+            .map(Some)
+            .map_err(|e| (address, format!("answer to a registration: {e}")))
+    }
+}
+
+async fn call(
+    client: &RemotingClient,
+    address: SocketAddr,
+    command: RemotingCommand,
+    timeout: Duration,
+) -> Result<RemotingCommand, (SocketAddr, String)> {
+    let answer = client
+        .invoke(&address.to_string(), command, timeout)
+        .await
+        .map_err(|e| (address, e.to_string()))?;
+    if answer.code == response_code::SUCCESS {
+        Ok(answer)
+    } else {
+        Err((
+            address,
+            format!("code {} {}", answer.code, answer.remark.unwrap_or_default()),
+        ))
+    }
+}
+
+/// Creates a topic on every other master of the cluster, so that its load does not stick to the broker that met it first.
+async fn spread(
+    client: RemotingClient,
+    servers: Vec<SocketAddr>,
+    broker: Arc<Broker>,
+    topic: TopicConfig,
+) {
+    let mut masters: BTreeMap<String, String> = BTreeMap::new();
+    for server in servers {
+        let Ok(answer) = call(
+            &client,
+            server,
+            RemotingCommand::request(request_code::GET_BROKER_CLUSTER_INFO),
+            SPREAD_TIMEOUT,
+        )
+        .await
+        else {
+            continue;
+        };
+        let Ok(info) = json::from_slice::<ClusterInfo>(&answer.body) else {
+            continue;
+        };
+        for member in info
+            .broker_addr_table
+            .values()
+            .filter(|b| b.cluster == broker.settings.raw.broker_cluster_name)
+        {
+            if let Some(address) = member.broker_addrs.get(&0)
+                && member.broker_name != broker.settings.raw.broker_name
+            {
+                masters.insert(member.broker_name.clone(), address.clone());
+            }
+        }
+    }
+    let mut calls = JoinSet::new();
+    for (name, address) in masters {
+        let command = RemotingCommand::request(request_code::UPDATE_AND_CREATE_TOPIC)
+            .with_ext("topic", topic.topic_name.as_str())
+            .with_ext("defaultTopic", crate::topic::AUTO_CREATE_TOPIC_KEY_TOPIC)
+            .with_ext("readQueueNums", topic.read_queue_nums.to_string())
+            .with_ext("writeQueueNums", topic.write_queue_nums.to_string())
+            .with_ext("perm", topic.perm.to_string())
+            .with_ext("topicFilterType", "SINGLE_TAG")
+            .with_ext("topicSysFlag", topic.topic_sys_flag.to_string())
+            .with_ext("order", topic.order.to_string());
+        let client = client.clone();
+        calls.spawn(async move { (name, client.invoke(&address, command, SPREAD_TIMEOUT).await) });
+    }
+    while let Some(call) = calls.join_next().await {
+        match call {
+            Ok((_, Ok(answer))) if answer.code == response_code::SUCCESS => {}
+            Ok((name, Ok(answer))) => tracing::warn!(
+                topic = topic.topic_name,
+                broker = name,
+                code = answer.code,
+                remark = answer.remark,
+                "could not create the topic there"
+            ),
+            Ok((name, Err(error))) => {
+                tracing::warn!(topic = topic.topic_name, broker = name, %error, "could not create the topic there")
+            }
+            Err(_) => {}
+        }
+    }
+}
