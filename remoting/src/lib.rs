@@ -5,6 +5,7 @@
 //! client with typed calls; [`resolver`] turns names into addresses; [`http`] serves probes and
 //! metrics beside it; [`properties`] reads the text of configuration bodies.
 
+pub mod admin;
 pub mod client;
 pub mod connection;
 pub mod http;
@@ -13,6 +14,7 @@ pub mod protocol;
 pub mod resolver;
 pub mod server;
 
+pub use admin::Admin;
 pub use client::{ClientConfig, RemotingClient};
 pub use connection::{Connection, InvokeError, Request};
 pub use protocol::RemotingCommand;

@@ -1,0 +1,146 @@
+import java.nio.charset.StandardCharsets;
+import java.util.Set;
+import java.util.TreeSet;
+import java.util.UUID;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.atomic.AtomicInteger;
+import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
+import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
+import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.client.producer.SendResult;
+import org.apache.rocketmq.client.producer.SendStatus;
+import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
+import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.message.MessageExt;
+
+/**
+ * A checked producer and push consumer on the unmodified Apache client; the same source for 4.9.8 and 5.3.3.
+ *
+ *   flow    NAMESRV TOPIC RATE    sends RATE messages a second until its input ends, consumes them, and looks whether any acknowledged one is missing
+ *   produce NAMESRV TOPIC COUNT   sends until COUNT are acknowledged
+ *   consume NAMESRV TOPIC COUNT   a new group, from the first offset, until COUNT different ones have come
+ *
+ * Says "ready" when messages flow, and ends with one line of JSON. Exit code 1: something acknowledged did not come back in time.
+ */
+public class Client {
+    static final int CATCH_UP_SECONDS = 60;
+    static final Set<String> acked = ConcurrentHashMap.newKeySet();
+    static final Set<String> received = ConcurrentHashMap.newKeySet();
+    static final AtomicInteger duplicates = new AtomicInteger();
+    static int refused = 0;
+    static long longestStallMs = 0;
+    static String namesrv, topic;
+
+    public static void main(String[] args) throws Exception {
+        System.setProperty("rocketmq.client.logLevel", "WARN");
+        namesrv = args[1];
+        topic = args[2];
+        int number = Integer.parseInt(args[3]);
+        switch (args[0]) {
+            case "flow" -> flow(number);
+            case "produce" -> {
+                DefaultMQProducer producer = producer();
+                while (acked.size() < number) send(producer);
+                report(Set.of());
+            }
+            case "consume" -> {
+                consumer();
+                await(number);
+                report(received.size() >= number ? Set.of() : Set.of((number - received.size()) + " of " + number));
+            }
+            default -> throw new IllegalArgumentException(args[0]);
+        }
+    }
+
+    static void flow(int rate) throws Exception {
+        AtomicInteger ended = new AtomicInteger();
+        Thread input = new Thread(() -> {
+            try {
+                while (System.in.read() >= 0) { }
+            } catch (java.io.IOException e) {
+                System.err.println(e);
+            }
+            ended.set(1);
+        });
+        input.setDaemon(true);
+        input.start();
+        DefaultMQProducer producer = producer();
+        send(producer); // makes the topic, so that the consumer finds a route at once
+        consumer();
+        boolean ready = false;
+        while (ended.get() == 0) {
+            send(producer);
+            if (!ready && !received.isEmpty()) {
+                ready = true;
+                System.out.println("ready");
+            }
+            Thread.sleep(1000 / rate);
+        }
+        await(acked.size());
+        Set<String> missing = new TreeSet<>(acked);
+        missing.removeAll(received);
+        report(missing);
+    }
+
+    static DefaultMQProducer producer() throws Exception {
+        DefaultMQProducer producer = new DefaultMQProducer("p-" + UUID.randomUUID());
+        producer.setNamesrvAddr(namesrv);
+        producer.setInstanceName("producer");
+        producer.setPollNameServerInterval(1000);
+        producer.setSendMsgTimeout(3000);
+        producer.setRetryTimesWhenSendFailed(3);
+        producer.start();
+        return producer;
+    }
+
+    static void consumer() throws Exception {
+        DefaultMQPushConsumer consumer = new DefaultMQPushConsumer("c-" + UUID.randomUUID());
+        consumer.setNamesrvAddr(namesrv);
+        consumer.setInstanceName("consumer");
+        consumer.setPollNameServerInterval(1000);
+        consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+        consumer.subscribe(topic, "*");
+        consumer.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
+            for (MessageExt m : messages) {
+                if (!received.add(new String(m.getBody(), StandardCharsets.UTF_8))) duplicates.incrementAndGet();
+            }
+            return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
+        });
+        consumer.start();
+    }
+
+    /** One new message, again and again until it is acknowledged. */
+    static void send(DefaultMQProducer producer) throws Exception {
+        String body = topic + "-" + UUID.randomUUID();
+        long began = System.nanoTime();
+        long giveUp = began + CATCH_UP_SECONDS * 1_000_000_000L;
+        while (true) {
+            try {
+                SendResult result = producer.send(new Message(topic, "e2e", body, body.getBytes(StandardCharsets.UTF_8)));
+                if (result.getSendStatus() == SendStatus.SEND_OK) break;
+                System.err.println("send: " + result);
+            } catch (org.apache.rocketmq.client.exception.MQClientException | org.apache.rocketmq.remoting.exception.RemotingException
+                     | org.apache.rocketmq.client.exception.MQBrokerException e) {
+                System.err.println("send: " + e);
+            }
+            refused++;
+            if (System.nanoTime() > giveUp) throw new IllegalStateException("not one send succeeded in " + CATCH_UP_SECONDS + " s");
+            Thread.sleep(100);
+        }
+        longestStallMs = Math.max(longestStallMs, (System.nanoTime() - began) / 1_000_000);
+        acked.add(body);
+    }
+
+    static void await(int count) throws Exception {
+        long giveUp = System.nanoTime() + CATCH_UP_SECONDS * 1_000_000_000L;
+        while ((received.size() < count || !received.containsAll(acked)) && System.nanoTime() < giveUp) Thread.sleep(50);
+    }
+
+    static void report(Set<String> missing) {
+        System.out.printf("{\"acked\": %d, \"received\": %d, \"missing\": %d, \"duplicates\": %d, \"refused\": %d, \"longestStallMs\": %d}%n",
+            acked.size(), received.size(), missing.size(), duplicates.get(), refused, longestStallMs);
+        missing.stream().limit(10).forEach(m -> System.err.println("missing: " + m));
+        Runtime.getRuntime().halt(missing.isEmpty() ? 0 : 1); // what the clients leave open does not matter here
+    }
+}
