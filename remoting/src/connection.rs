@@ -614,3 +614,6 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Task<'_, S, IO> {
         Ok(4 + length)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -158,3 +158,56 @@ fn answer(request: &Request<Incoming>, health: &dyn Health) -> Response<Full<Byt
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    struct Stub;
+
+    impl Health for Stub {
+        fn live(&self) -> Result<(), String> {
+            Ok(())
+        }
+        fn ready(&self) -> Result<(), String> {
+            Err("not registered yet".to_owned())
+        }
+        fn started(&self) -> Result<(), String> {
+            Ok(())
+        }
+        fn metrics(&self) -> String {
+            "# EOF\n".to_owned()
+        }
+    }
+
+    #[test]
+    fn probes_and_metrics_are_answered_and_the_thread_ends_with_its_handle() {
+        let server = serve("127.0.0.1:0".parse().unwrap(), Arc::new(Stub)).unwrap();
+        let get = |path: &str| {
+            let mut stream = std::net::TcpStream::connect(server.address()).unwrap();
+            write!(
+                stream,
+                "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+            )
+            .unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            let status = answer.split(' ').nth(1).unwrap().to_owned();
+            let body = answer.split("\r\n\r\n").nth(1).unwrap().to_owned();
+            (status, body)
+        };
+        assert_eq!(get("/livez"), ("200".to_owned(), "ok\n".to_owned()));
+        assert_eq!(
+            get("/readyz"),
+            ("503".to_owned(), "not registered yet\n".to_owned())
+        );
+        assert_eq!(get("/startupz").0, "200");
+        assert_eq!(get("/metrics"), ("200".to_owned(), "# EOF\n".to_owned()));
+        assert_eq!(get("/").0, "404");
+        let address = server.address();
+        drop(server);
+        assert!(std::net::TcpStream::connect(address).is_err());
+    }
+}

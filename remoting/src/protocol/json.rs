@@ -54,6 +54,7 @@ pub fn parse(text: &[u8]) -> Result<Value, Error> {
         text,
         at: 0,
         references: false,
+        in_key: false,
     };
     let mut value = reader.value(0)?;
     reader.blanks();
@@ -198,6 +199,8 @@ struct Reader<'a> {
     text: &'a [u8],
     at: usize,
     references: bool,
+    /// Inside an object that is a key.
+    in_key: bool,
 }
 
 impl Reader<'_> {
@@ -219,9 +222,6 @@ impl Reader<'_> {
     }
 
     fn value(&mut self, depth: usize) -> Result<Value, Error> {
-        if depth > MAX_DEPTH {
-            return Err(self.error("less nesting"));
-        }
         self.blanks();
         match self.peek() {
             Some(b'{') => self.object(depth),
@@ -232,8 +232,17 @@ impl Reader<'_> {
         }
     }
 
-    fn object(&mut self, depth: usize) -> Result<Value, Error> {
+    /// Steps into an object or an array.
+    fn enter(&mut self, depth: usize) -> Result<(), Error> {
+        if depth > MAX_DEPTH {
+            return Err(self.error("less nesting"));
+        }
         self.at += 1;
+        Ok(())
+    }
+
+    fn object(&mut self, depth: usize) -> Result<Value, Error> {
+        self.enter(depth)?;
         let mut members = Map::new();
         self.blanks();
         if self.peek() == Some(b'}') {
@@ -244,7 +253,7 @@ impl Reader<'_> {
             self.blanks();
             let key = match self.peek() {
                 Some(b'"' | b'\'') => self.string()?,
-                Some(b'{') => self.object(depth + 1)?.to_string(),
+                Some(b'{') => self.object_key(depth + 1)?,
                 _ => self.bare_key()?,
             };
             self.blanks();
@@ -269,8 +278,19 @@ impl Reader<'_> {
         }
     }
 
+    /// An object key as text. It holds no object keys of its own: each level would double the
+    /// backslashes of the one inside.
+    fn object_key(&mut self, depth: usize) -> Result<String, Error> {
+        if std::mem::replace(&mut self.in_key, true) {
+            return Err(self.error("a plain key"));
+        }
+        let key = self.object(depth)?.to_string();
+        self.in_key = false;
+        Ok(key)
+    }
+
     fn array(&mut self, depth: usize) -> Result<Value, Error> {
-        self.at += 1;
+        self.enter(depth)?;
         let mut items = Vec::new();
         self.blanks();
         if self.peek() == Some(b']') {
