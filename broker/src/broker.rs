@@ -819,9 +819,7 @@ fn unique_key_prefix(ip: IpAddr) -> String {
 
 fn memory_bytes() -> u64 {
     let info = rustix::system::sysinfo();
-    let total = u64::try_from(info.totalram)
-        .unwrap_or(0)
-        .saturating_mul(u64::from(info.mem_unit));
+    let total = info.totalram.saturating_mul(u64::from(info.mem_unit));
     if total == 0 {
         ASSUMED_MEMORY_BYTES
     } else {

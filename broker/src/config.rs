@@ -1165,3 +1165,212 @@ fn local_address() -> IpAddr {
     };
     probe().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> (BrokerConfig, Vec<String>) {
+        let mut config = BrokerConfig::default();
+        let warnings = config
+            .apply_file(Path::new("broker.conf"), text.as_bytes())
+            .unwrap();
+        (config, warnings.iter().map(ToString::to_string).collect())
+    }
+
+    fn refusal(text: &str) -> String {
+        let mut config = BrokerConfig::default();
+        match config.apply_file(Path::new("broker.conf"), text.as_bytes()) {
+            Err(error) => error.to_string(),
+            Ok(_) => config.validate().unwrap_err().to_string(),
+        }
+    }
+
+    #[test]
+    fn files_as_users_have_them_are_applied_whole() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/conf");
+        let mut seen = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let mut config = BrokerConfig::default();
+            let warnings = config
+                .apply_file(&path, &std::fs::read(&path).unwrap())
+                .unwrap();
+            assert_eq!(
+                config.mapped_file_size_consume_queue, 50_000_000,
+                "{path:?}: historic spelling"
+            );
+            assert_eq!(config.max_message_size, 65_536, "{path:?}");
+            assert_eq!(config.file_reserved_time, 120, "{path:?}");
+            assert!(
+                config.broker_cluster_name.starts_with("rocketmq-"),
+                "{path:?}"
+            );
+            assert!(!config.broker_cluster_name.ends_with('\r'), "{path:?}");
+            for warning in &warnings {
+                assert_eq!(warning.key, "flushDiskTyp", "{path:?}");
+                assert_eq!(warning.nearest, Some("flushDiskType"), "{path:?}");
+            }
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if name.starts_with("dledger") {
+                assert_eq!(
+                    config.store_path_root_dir, "data/store/dledger",
+                    "the last value of a repeated key counts"
+                );
+                assert!(config.enable_dleger_commit_log);
+            }
+            if name == "2m-2s-async-a.properties" {
+                assert_eq!(
+                    config.broker_role,
+                    BrokerRole::AsyncMaster,
+                    "blanks around ="
+                );
+                assert!(warnings.is_empty());
+            }
+            if name == "single-master.properties" {
+                let settings = config.validate().unwrap();
+                assert_eq!(settings.delete_when, [4]);
+            }
+            seen += 1;
+        }
+        assert_eq!(seen, 14);
+    }
+
+    #[test]
+    fn an_unknown_key_is_one_warning_with_the_nearest_known_key() {
+        let (_, warnings) =
+            read("brokerName=b\n\nflushDiskTyp=ASYNC_FLUSH\nstoreCheckpoint=x\nzzz=1\n");
+        assert_eq!(
+            warnings,
+            [
+                "broker.conf:3: flushDiskTyp: unknown key, ignored; did you mean flushDiskType?",
+                "broker.conf:5: zzz: unknown key, ignored",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_names_file_line_key_and_what_was_expected() {
+        assert_eq!(
+            refusal("# c\nlistenPort=ten\n"),
+            "broker.conf:2: listenPort=ten: expected a port number (0 to 65535)"
+        );
+        assert_eq!(
+            refusal("flushDiskType=SYNC\n"),
+            "broker.conf:1: flushDiskType=SYNC: expected ASYNC_FLUSH or SYNC_FLUSH"
+        );
+        assert_eq!(
+            refusal("maxMessageSize=1024*1024\n"),
+            "broker.conf:1: maxMessageSize=1024*1024: expected a whole number of 32 bits"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_refused_with_a_sentence() {
+        for (text, beginning) in [
+            (
+                "brokerRole=SLAVE\n",
+                "brokerRole=SLAVE: replication is not served yet",
+            ),
+            (
+                "enableDLegerCommitLog=true\n",
+                "enableDLegerCommitLog=true: the dledger mode",
+            ),
+            ("aclEnable=true\n", "aclEnable=true: access control"),
+            (
+                "enablePropertyFilter=true\n",
+                "enablePropertyFilter=true: SQL92",
+            ),
+            (
+                "messageDelayLevel=1s 5x\n",
+                "messageDelayLevel=1s 5x: expected delays",
+            ),
+            ("deleteWhen=4;25\n", "deleteWhen=4;25: expected hours"),
+            ("brokerIP1=host\n", "brokerIP1=host: expected an IP address"),
+            (
+                "defaultTopicQueueNums=0\n",
+                "defaultTopicQueueNums=0: must lie between 1 and 65536",
+            ),
+            ("brokerName=a b\n", "brokerName=a b: must be"),
+        ] {
+            let refusal = refusal(text);
+            assert!(refusal.starts_with(beginning), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let (mut config, _) = read("brokerName=from-file\nlistenPort=1111\nbrokerIP1=10.0.0.1\n");
+        config
+            .apply_environment(|name| match name {
+                "ROCKETMQ_BROKER_NAME" => Some("from-environment".to_owned()),
+                "ROCKETMQ_BROKER_IP1" => Some("10.0.0.2".to_owned()),
+                _ => None,
+            })
+            .unwrap();
+        assert_eq!(config.broker_name, "from-environment");
+        assert_eq!(config.broker_ip1, "10.0.0.2");
+        assert_eq!(config.listen_port, 1111);
+        let bad = config
+            .apply_environment(|name| (name == "ROCKETMQ_LISTEN_PORT").then(|| "x".to_owned()));
+        assert!(
+            bad.unwrap_err()
+                .to_string()
+                .starts_with("environment ROCKETMQ_LISTEN_PORT: listenPort=x: expected")
+        );
+    }
+
+    #[test]
+    fn what_is_printed_reads_back_as_the_same() {
+        let (config, _) = read(
+            "brokerName=b\nnamesrvAddr=a:1;b:2\nmessageDelayLevel=1s 2s\nbrokerRole=SYNC_MASTER\n",
+        );
+        let (again, warnings) = read(&config.to_properties());
+        assert_eq!(again, config);
+        assert!(warnings.is_empty());
+    }
+
+    #[test]
+    fn a_key_changed_by_request_changes_its_line_and_leaves_the_rest() {
+        let text = "# mine\nbrokerName = a\nmapedFileSizeCommitLog=1\nlist=x,\\\n  y\n";
+        let merged = merge_file(
+            text.as_bytes(),
+            [
+                ("brokerName", "b"),
+                ("mappedFileSizeCommitLog", "2"),
+                ("list", "z"),
+                ("new", "1"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(
+            merged,
+            "# mine\nbrokerName=b\nmappedFileSizeCommitLog=2\nlist=z\n\nnew=1\n"
+        );
+    }
+
+    #[test]
+    fn no_key_stands_twice() {
+        let mut names: Vec<&str> = KEYS
+            .iter()
+            .map(|k| k.name)
+            .chain(NOT_APPLICABLE.iter().map(|(k, _)| *k))
+            .collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
+
+    #[test]
+    fn delay_levels() {
+        let seconds = |text: &str| {
+            parse_delay_levels(text).map(|l| l.iter().map(Duration::as_secs).collect::<Vec<_>>())
+        };
+        assert_eq!(seconds("1s 2m 3h 1d"), Some(vec![1, 120, 10_800, 86_400]));
+        assert_eq!(seconds(""), None);
+        assert_eq!(seconds("1"), None);
+        assert_eq!(seconds("s"), None);
+        assert_eq!(seconds("1s \u{e9}"), None);
+    }
+}

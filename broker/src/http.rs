@@ -128,11 +128,14 @@ impl remoting::http::Health for Status {
     }
 
     fn metrics(&self) -> String {
-        self.broker().map(|b| render(&b)).unwrap_or_default()
+        self.broker()
+            .map_or_else(|| "# EOF\n".to_owned(), |b| render(&b))
     }
 }
 
+/// OpenMetrics names a counter without the `_total` that its value carries.
 fn header(out: &mut String, name: &str, help: &str, kind: &str) {
+    let name = name.strip_suffix("_total").unwrap_or(name);
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
@@ -303,6 +306,7 @@ fn render(broker: &Broker) -> String {
         u8::from(broker.store.writable().is_ok()),
     );
     process(&mut out, broker.boot_timestamp);
+    out.push_str("# EOF\n");
     out
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use remoting::protocol::body::{
     ClusterInfo, KVTable, RegisterBrokerBody, TopicConfig, TopicConfigSerializeWrapper,
+    TopicRouteData,
 };
 use remoting::protocol::message::body_crc;
 use remoting::protocol::{RemotingCommand, json, request_code, response_code};
@@ -33,6 +34,9 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Asking a name server for the cluster's masters, and a master to create a topic.
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Id of a group's master.
+const MASTER_ID: i64 = 0;
 
 enum Command {
     Topics(Vec<String>),
@@ -164,6 +168,9 @@ struct Server {
     next_try: Instant,
     next_full: Instant,
 }
+
+/// What became of a registration at one name server: not needed, taken (with the order topics, if it told them), or failed.
+type Outcome = Result<(SocketAddr, Option<Option<KVTable>>), (SocketAddr, String)>;
 
 struct Worker {
     broker: Weak<Broker>,
@@ -351,7 +358,7 @@ impl Worker {
     ) {
         let table = broker.topics.table();
         let mut wrapper = TopicConfigSerializeWrapper {
-            data_version: table.version().clone(),
+            data_version: *table.version(),
             ..Default::default()
         };
         for topic in topics.iter().filter_map(|t| table.get(t)) {
@@ -377,11 +384,7 @@ impl Worker {
         self.gather(broker, calls).await;
     }
 
-    async fn gather(
-        &mut self,
-        broker: &Arc<Broker>,
-        mut calls: JoinSet<Result<(SocketAddr, Option<Option<KVTable>>), (SocketAddr, String)>>,
-    ) {
+    async fn gather(&mut self, broker: &Arc<Broker>, mut calls: JoinSet<Outcome>) {
         let period = Duration::from_millis(
             u64::try_from(broker.config().register_name_server_period)
                 .unwrap_or(0)
@@ -585,32 +588,33 @@ async fn spread(
     topic: TopicConfig,
 ) {
     let mut masters: BTreeMap<String, String> = BTreeMap::new();
+    let mut have_it: BTreeSet<String> = BTreeSet::new();
     for server in servers {
-        let Ok(answer) = call(
-            &client,
-            server,
-            RemotingCommand::request(request_code::GET_BROKER_CLUSTER_INFO),
-            SPREAD_TIMEOUT,
-        )
-        .await
-        else {
+        let question = RemotingCommand::request(request_code::GET_BROKER_CLUSTER_INFO);
+        let Ok(answer) = call(&client, server, question, SPREAD_TIMEOUT).await else {
             continue;
         };
         let Ok(info) = json::from_slice::<ClusterInfo>(&answer.body) else {
             continue;
         };
-        for member in info
-            .broker_addr_table
-            .values()
-            .filter(|b| b.cluster == broker.settings.raw.broker_cluster_name)
-        {
-            if let Some(address) = member.broker_addrs.get(&0)
-                && member.broker_name != broker.settings.raw.broker_name
+        for member in info.broker_addr_table.into_values() {
+            if member.cluster == broker.settings.raw.broker_cluster_name
+                && let Some(address) = member.broker_addrs.get(&MASTER_ID)
             {
-                masters.insert(member.broker_name.clone(), address.clone());
+                masters.insert(member.broker_name, address.clone());
             }
         }
+        // A topic that stands somewhere already keeps the settings it has there.
+        let question = RemotingCommand::request(request_code::GET_ROUTEINFO_BY_TOPIC)
+            .with_ext("topic", topic.topic_name.as_str())
+            .with_ext("acceptStandardJsonOnly", "true");
+        if let Ok(answer) = call(&client, server, question, SPREAD_TIMEOUT).await
+            && let Ok(route) = json::from_slice::<TopicRouteData>(&answer.body)
+        {
+            have_it.extend(route.queue_datas.into_iter().map(|q| q.broker_name));
+        }
     }
+    masters.retain(|name, _| name != broker.name() && !have_it.contains(name));
     let mut calls = JoinSet::new();
     for (name, address) in masters {
         let command = RemotingCommand::request(request_code::UPDATE_AND_CREATE_TOPIC)

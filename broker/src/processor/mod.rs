@@ -141,6 +141,8 @@ impl Service for FrontDoor {
     }
 }
 
+type LaterAnswer = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
 /// How a request is served.
 enum Handler {
     /// At once, on the connection's task.
@@ -150,7 +152,7 @@ enum Handler {
     /// On a thread that may block: it may read or write files, or wait for the log.
     Blocking(fn(&Arc<Broker>, &RemotingCommand) -> Answer),
     /// Asks a client first.
-    Relay(fn(Arc<Broker>, RemotingCommand) -> Pin<Box<dyn Future<Output = Answer> + Send>>),
+    Relay(fn(Arc<Broker>, RemotingCommand) -> LaterAnswer),
 }
 
 fn handler(request: i32) -> Option<Handler> {

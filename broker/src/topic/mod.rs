@@ -191,7 +191,7 @@ impl Table {
     /// The table as it travels and as it is stored.
     pub fn wrapper(&self) -> TopicConfigSerializeWrapper {
         TopicConfigSerializeWrapper {
-            data_version: self.version.clone(),
+            data_version: self.version,
             topic_config_table: self
                 .topics
                 .values()
@@ -431,7 +431,7 @@ impl TopicConfigManager {
     }
 
     fn publish(&self, before: &Table, topics: HashMap<Box<str>, Arc<Topic>>) {
-        let mut version = before.version.clone();
+        let mut version = before.version;
         version.next_version(self.clock.now_ms());
         let table = Table { topics, version };
         self.save(&table);
