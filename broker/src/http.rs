@@ -11,9 +11,11 @@ use parking_lot::Mutex;
 
 use crate::broker::{Broker, Phase};
 
-/// Upper bounds of the latency histogram, in microseconds; a last bucket takes the rest.
-const LATENCY_BOUNDS_US: [u64; 13] = [
-    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 500_000, 1_000_000,
+/// Upper bounds of the latency histogram, in microseconds; a last bucket takes the rest. The bounds
+/// of upstream's classes (28, `putMessageDistributeTime`) are among them.
+const LATENCY_BOUNDS_US: [u64; 19] = [
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 200_000, 500_000,
+    1_000_000, 2_000_000, 3_000_000, 4_000_000, 5_000_000, 10_000_000,
 ];
 
 /// A histogram of durations: one atomic add a value.
@@ -21,6 +23,7 @@ const LATENCY_BOUNDS_US: [u64; 13] = [
 pub struct Latency {
     buckets: [AtomicU64; LATENCY_BOUNDS_US.len() + 1],
     sum_us: AtomicU64,
+    max_us: AtomicU64,
 }
 
 impl Latency {
@@ -33,6 +36,36 @@ impl Latency {
             .unwrap_or(LATENCY_BOUNDS_US.len());
         self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         self.sum_us.fetch_add(us, Ordering::Relaxed);
+        if us > self.max_us.load(Ordering::Relaxed) {
+            self.max_us.fetch_max(us, Ordering::Relaxed);
+        }
+    }
+
+    /// The longest.
+    pub fn max_ms(&self) -> u64 {
+        self.max_us.load(Ordering::Relaxed) / 1000
+    }
+
+    /// How many were above `from` and at most `to` microseconds, by the bounds of the buckets.
+    pub fn count_between(&self, from: u64, to: u64) -> u64 {
+        let bounds = LATENCY_BOUNDS_US.iter().copied().chain([u64::MAX]);
+        let inside = bounds
+            .zip(&self.buckets)
+            .filter(|(bound, _)| *bound > from && *bound <= to);
+        inside.map(|(_, count)| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The bound in milliseconds within which `share` of the values lie; 0 without values.
+    pub fn quantile_ms(&self, share: f64) -> f64 {
+        let total = self.count_between(0, u64::MAX) as f64;
+        let mut seen = 0;
+        for (bound, count) in LATENCY_BOUNDS_US.iter().zip(&self.buckets) {
+            seen += count.load(Ordering::Relaxed);
+            if total > 0.0 && seen as f64 >= total * share {
+                return *bound as f64 / 1000.0;
+            }
+        }
+        self.max_ms() as f64
     }
 
     fn write(&self, out: &mut String, name: &str, help: &str) {

@@ -6,7 +6,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use remoting::protocol::body::{BrokerStatsData, BrokerStatsItem};
@@ -38,26 +37,6 @@ const TOTAL_SAMPLES: usize = 601;
 
 /// Items without a change for this long are forgotten (upstream `autoDeleteUnusedStats`, which uses the day window).
 const UNUSED_AFTER_MS: i64 = 24 * 3_600_000;
-
-/// Upper bounds of the put-time classes in ms, the last one open (upstream `PUT_MESSAGE_ENTIRE_TIME_MAX_DESC`).
-const PUT_TIME_BOUNDS_MS: [u64; 12] = [
-    0, 10, 50, 100, 200, 500, 1000, 2000, 3000, 4000, 5000, 10_000,
-];
-const PUT_TIME_NAMES: [&str; 13] = [
-    "[<=0ms]",
-    "[0~10ms]",
-    "[10~50ms]",
-    "[50~100ms]",
-    "[100~200ms]",
-    "[200~500ms]",
-    "[500ms~1s]",
-    "[1~2s]",
-    "[2~3s]",
-    "[3~4s]",
-    "[4~5s]",
-    "[5~10s]",
-    "[10s~]",
-];
 
 struct Window {
     step_ms: i64,
@@ -195,15 +174,16 @@ pub struct GroupStats {
     get_size: Arc<StatsItem>,
 }
 
+type ItemsByKey = HashMap<Box<str>, Arc<StatsItem>>;
+
 #[derive(Debug)]
 pub struct BrokerStatsManager {
-    items: RwLock<HashMap<&'static str, HashMap<Box<str>, Arc<StatsItem>>>>,
+    items: RwLock<HashMap<&'static str, ItemsByKey>>,
     broker_put: Arc<StatsItem>,
     broker_get: Arc<StatsItem>,
     totals: Totals,
     samples: Mutex<VecDeque<TotalsSnapshot>>,
     mornings: Mutex<Mornings>,
-    latency: Arc<PutLatency>,
     items_sampled_at_ms: AtomicI64,
 }
 
@@ -226,57 +206,6 @@ struct TotalsSnapshot {
     found: u64,
     miss: u64,
     transferred: u64,
-}
-
-/// How long puts took from request to answer. Shared with what gives the answers.
-#[derive(Debug, Default)]
-pub struct PutLatency {
-    classes: [AtomicU64; 13],
-    max_ms: AtomicU64,
-}
-
-impl PutLatency {
-    pub fn record(&self, elapsed: Duration) {
-        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-        let class = PUT_TIME_BOUNDS_MS
-            .iter()
-            .position(|bound| millis <= *bound)
-            .unwrap_or(PUT_TIME_BOUNDS_MS.len());
-        self.classes[class].fetch_add(1, Relaxed);
-        if millis > self.max_ms.load(Relaxed) {
-            self.max_ms.fetch_max(millis, Relaxed);
-        }
-    }
-
-    pub fn max_ms(&self) -> u64 {
-        self.max_ms.load(Relaxed)
-    }
-
-    /// Text of `putMessageDistributeTime`.
-    pub fn distribution(&self) -> String {
-        let mut out = String::new();
-        for (name, count) in PUT_TIME_NAMES.iter().zip(&self.classes) {
-            out.push_str(&format!("{name}:{} ", count.load(Relaxed)));
-        }
-        out
-    }
-
-    /// The time within which `share` of the puts were answered, by class bound.
-    pub fn quantile_ms(&self, share: f64) -> f64 {
-        let counts = self.classes.each_ref().map(|count| count.load(Relaxed));
-        let total: u64 = counts.iter().sum();
-        let mut seen = 0;
-        for (class, count) in counts.iter().enumerate() {
-            seen += count;
-            if total > 0 && seen as f64 >= total as f64 * share {
-                return PUT_TIME_BOUNDS_MS
-                    .get(class)
-                    .copied()
-                    .unwrap_or_else(|| self.max_ms()) as f64;
-            }
-        }
-        0.0
-    }
 }
 
 /// Totals at the last two midnights (upstream `BrokerStats`).
@@ -310,7 +239,6 @@ impl BrokerStatsManager {
             totals: Totals::default(),
             samples: Mutex::default(),
             mornings: Mutex::default(),
-            latency: Arc::default(),
             items_sampled_at_ms: AtomicI64::new(0),
         };
         {
@@ -351,11 +279,6 @@ impl BrokerStatsManager {
         self.broker_put.add(messages, 1);
         self.totals.put_times.fetch_add(messages, Relaxed);
         self.totals.put_size.fetch_add(bytes, Relaxed);
-    }
-
-    /// Where the time of puts is recorded.
-    pub fn put_latency(&self) -> &Arc<PutLatency> {
-        &self.latency
     }
 
     /// A put was refused or failed.
@@ -664,23 +587,5 @@ mod tests {
         assert!(stats.data(TOPIC_PUT_NUMS, "kept").is_some());
         stats.forget_topic("kept");
         assert!(stats.data(TOPIC_PUT_NUMS, "kept").is_none());
-    }
-
-    #[test]
-    fn put_times_fall_into_their_classes() {
-        let latency = PutLatency::default();
-        for _ in 0..98 {
-            latency.record(Duration::from_micros(300));
-        }
-        latency.record(Duration::from_millis(7));
-        latency.record(Duration::from_secs(20));
-        assert!(
-            latency
-                .distribution()
-                .starts_with("[<=0ms]:98 [0~10ms]:1 [10~50ms]:0 ")
-        );
-        assert!(latency.distribution().ends_with("[10s~]:1 "));
-        assert_eq!(latency.quantile_ms(0.99), 10.0);
-        assert_eq!(latency.max_ms(), 20_000);
     }
 }

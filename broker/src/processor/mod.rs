@@ -167,7 +167,7 @@ fn handler(request: i32) -> Option<Handler> {
         code::CHECK_CLIENT_CONFIG => Here(client_manage::check_client_config),
 
         code::GET_CONSUMER_LIST_BY_GROUP => Here(consumer_manage::get_consumer_list_by_group),
-        code::QUERY_CONSUMER_OFFSET => Here(consumer_manage::query_consumer_offset),
+        code::QUERY_CONSUMER_OFFSET => Blocking(consumer_manage::query_consumer_offset),
         code::UPDATE_CONSUMER_OFFSET => Here(consumer_manage::update_consumer_offset),
         code::SEARCH_OFFSET_BY_TIMESTAMP => Blocking(consumer_manage::search_offset_by_timestamp),
         code::GET_MAX_OFFSET => Here(consumer_manage::get_max_offset),

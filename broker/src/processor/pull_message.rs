@@ -284,6 +284,12 @@ fn answer(broker: &Broker, job: &PullJob, result: &GetResult, body: &[u8], out: 
             u64::from(result.count),
             body.len() as u64,
         );
+        broker.offsets.commit_pull_offset(
+            &job.group,
+            job.topic.name(),
+            job.queue.queue_id(),
+            result.next_begin_offset,
+        );
     } else {
         broker.stats.get_missed();
     }

@@ -1,6 +1,7 @@
 //! GET_BROKER_RUNTIME_INFO (28): what `clusterList`, `brokerStatus` and the dashboard show.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use remoting::protocol::body::KVTable;
@@ -8,6 +9,7 @@ use remoting::protocol::{RemotingCommand, VERSION};
 
 use super::answer::{Answer, ok_json};
 use crate::broker::Broker;
+use crate::http::Latency;
 
 /// Text of the version in [`VERSION`], which tools print.
 const VERSION_DESC: &str = "V4_9_8";
@@ -99,9 +101,9 @@ fn table(broker: &Broker) -> BTreeMap<String, String> {
         "putMessageFailedTimes",
         stats.put_failed_total().to_string(),
     );
-    let latency = stats.put_latency();
+    let latency = &broker.metrics.put_latency;
     put("putMessageEntireTimeMax", latency.max_ms().to_string());
-    put("putMessageDistributeTime", latency.distribution());
+    put("putMessageDistributeTime", put_time_distribution(latency));
     put("putLatency99", format!("{:.2}", latency.quantile_ms(0.99)));
     put(
         "putLatency999",
@@ -184,6 +186,34 @@ fn table(broker: &Broker) -> BTreeMap<String, String> {
     table
 }
 
+/// Upstream's classes of the time of a put, with their upper bounds in microseconds
+/// (`PUT_MESSAGE_ENTIRE_TIME_MAX_DESC`). Its clock counts milliseconds, so the first class is "below one".
+const PUT_TIME_CLASSES: [(&str, u64); 13] = [
+    ("[<=0ms]", 1_000),
+    ("[0~10ms]", 10_000),
+    ("[10~50ms]", 50_000),
+    ("[50~100ms]", 100_000),
+    ("[100~200ms]", 200_000),
+    ("[200~500ms]", 500_000),
+    ("[500ms~1s]", 1_000_000),
+    ("[1~2s]", 2_000_000),
+    ("[2~3s]", 3_000_000),
+    ("[3~4s]", 4_000_000),
+    ("[4~5s]", 5_000_000),
+    ("[5~10s]", 10_000_000),
+    ("[10s~]", u64::MAX),
+];
+
+fn put_time_distribution(latency: &Latency) -> String {
+    let mut out = String::new();
+    let mut from = 0;
+    for (name, to) in PUT_TIME_CLASSES {
+        let _ = write!(out, "{name}:{} ", latency.count_between(from, to));
+        from = to;
+    }
+    out
+}
+
 /// `[ 0 days, 1 hours, 2 minutes, 3 seconds ]`.
 fn runtime_text(millis: i64) -> String {
     let seconds = (millis / 1000).max(0);
@@ -211,7 +241,29 @@ fn byte_text(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn put_times_fall_into_their_classes() {
+        let latency = Latency::default();
+        for _ in 0..98 {
+            latency.record(Duration::from_micros(300));
+        }
+        latency.record(Duration::from_millis(7));
+        latency.record(Duration::from_secs(20));
+        let text = put_time_distribution(&latency);
+        assert!(
+            text.starts_with("[<=0ms]:98 [0~10ms]:1 [10~50ms]:0 "),
+            "{text}"
+        );
+        assert!(text.ends_with("[10s~]:1 "), "{text}");
+        assert_eq!(
+            (latency.quantile_ms(0.99), latency.max_ms()),
+            (10.0, 20_000)
+        );
+    }
 
     #[test]
     fn texts_as_upstream_writes_them() {
