@@ -1,0 +1,49 @@
+package rocketcluster.clients;
+
+import java.util.Arrays;
+
+/** One entry point for what the rigs run: scenarios and mqadmin here, produce, consume and check also in a pod. */
+public final class Main {
+    private static final String USAGE = """
+        usage: java -cp 'lib/*' rocketcluster.clients.Main MODE --namesrv HOST:PORT [options]
+          scenarios  [--only a,b] [--threads N]                    every scenario, one PASS or FAIL line each
+          mqadmin    --dir FOLDER                                  the mqadmin commands, checked by their output
+          produce    --topic T --count N [--rate PER_SECOND] [--size BYTES]      prints each acknowledged id
+          consume    --group G --topic T --count N [--timeout SECONDS]           prints each id and body
+          check      --topic T --group G --seconds N [--rate PER_SECOND] [--threads N] [--stop-file F]
+                                                                   a checked producer and consumer
+        """;
+
+    private Main() {
+    }
+
+    public static void main(String[] args) {
+        int code = 2;
+        try {
+            if (args.length > 0) {
+                code = run(args[0], new Options(Arrays.copyOfRange(args, 1, args.length)));
+            } else {
+                System.err.print(USAGE);
+            }
+        } catch (IllegalArgumentException e) {
+            System.err.println(e.getMessage() + "\n" + USAGE);
+        } catch (Throwable e) {
+            e.printStackTrace();
+            code = 1;
+        }
+        System.out.flush();
+        // Clients leave threads behind that are no daemons.
+        Runtime.getRuntime().halt(code);
+    }
+
+    private static int run(String mode, Options options) throws Exception {
+        return switch (mode) {
+            case "scenarios" -> Scenarios.run(options);
+            case "mqadmin" -> Admin.run(options);
+            case "produce" -> Checked.produce(options);
+            case "consume" -> Checked.consume(options);
+            case "check" -> Checked.check(options);
+            default -> throw new IllegalArgumentException("unknown mode " + mode);
+        };
+    }
+}

@@ -1,0 +1,200 @@
+#!/usr/bin/env bash
+# Unmodified clients from their registries against a cluster of two masters and one name server: Apache Java client 4.9.8 and
+# 5.3.3, Go client, mqadmin of both versions, Apache's benchmark programs.
+#
+#   tests/clients/run.sh                  everything
+#   tests/clients/run.sh java-4.9.8 go    only these parts: java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3
+#   SCENARIOS=sync,pull tests/clients/run.sh java-4.9.8
+#   SERVERS=java tests/clients/run.sh     the same against the original servers (SERVERS_VERSION=4.9.7 or 5.3.3): proves the rig itself
+#   KEEP=1                                keeps the cluster's folders also after success
+set -uo pipefail
+cd "$(dirname "$0")" || exit 2
+cache=${ROCKETCLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rocketcluster}
+out=$cache/clients
+parts=("$@")
+[ ${#parts[@]} -gt 0 ] || parts=(java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3)
+servers=${SERVERS:-ours}
+servers_version=${SERVERS_VERSION:-4.9.7}
+work=$out/run-$$
+mkdir -p "$work"
+began=$SECONDS
+has() { local p; for p in "${parts[@]}"; do case $p in $1) return 0 ;; esac; done; return 1; }
+say() { printf '%s\n' "$*"; }
+
+# ---- what is needed, built once and kept: a stamp holds the checksum of the sources
+package() { # package NAME VERSION POM-FOLDER
+  local dir=$out/$1-$2 sum
+  sum=$(find "$3" -name '*.java' -o -name pom.xml | sort | xargs cat | sha256sum)
+  if [ "$(cat "$dir/stamp" 2>/dev/null)" != "$sum" ]; then
+    say "building $1 $2 with Maven"
+    rm -rf "$dir"
+    mvn -q -B -f "$3/pom.xml" package -Drocketmq.version="$2" -Dout="$dir" || { say "Maven could not build $1 $2"; return 1; }
+    printf '%s\n' "$sum" > "$dir/stamp"
+  fi
+}
+for v in 4.9.8 5.3.3; do if has "*-$v"; then package java $v java || exit 1; fi; done
+if has go; then (cd go && go build -o "$out/go-clients" .) || { say "go build failed"; exit 1; }; fi
+
+open=(--add-opens=java.base/java.nio=ALL-UNNAMED --add-opens=java.base/sun.nio.ch=ALL-UNNAMED --add-opens=java.base/java.lang=ALL-UNNAMED
+  --add-opens=java.base/java.util=ALL-UNNAMED -Dio.netty.tryReflectionSetAccessible=true -XX:+UseSerialGC -XX:TieredStopAtLevel=1)
+
+# ---- the cluster: one name server and two masters, each on a loopback address of its own
+pids=()
+finish() {
+  local p
+  for p in "${pids[@]+"${pids[@]}"}"; do kill "$p" 2>/dev/null; done
+  for p in "${pids[@]+"${pids[@]}"}"; do wait "$p" 2>/dev/null; done
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+net=127.$((100 + $$ / 250 % 100)).$(($$ % 250 + 1))
+namesrv_port=9876
+start() { # start NAME COMMAND...
+  local name=$1; shift
+  "$@" > "$work/$name.log" 2>&1 &
+  pids+=($!)
+}
+alive() { # says why and gives up when a server ended
+  local p; for p in "${pids[@]}"; do
+    kill -0 "$p" 2>/dev/null || { say "a server ended early:"; tail -n 20 "$work"/*.log; exit 1; }
+  done
+}
+wait_for() { # wait_for SECONDS WHAT COMMAND...
+  local until=$((SECONDS + $1)) what=$2; shift 2
+  until "$@" >/dev/null 2>&1; do
+    alive
+    [ $SECONDS -lt $until ] || { say "still waiting for $what"; tail -n 20 "$work"/*.log; exit 1; }
+    read -rt 0.1 <> <(:) || :
+  done
+}
+listens() { (exec 3<>"/dev/tcp/$1/$2"); }
+broker_conf() { # broker_conf NAME ADDRESS PORT
+  cat <<CONF
+brokerClusterName=clients
+brokerName=$1
+brokerId=0
+brokerRole=ASYNC_MASTER
+flushDiskType=ASYNC_FLUSH
+brokerIP1=$2
+listenPort=$3
+namesrvAddr=$namesrv
+storePathRootDir=$work/$1
+storePathCommitLog=$work/$1/commitlog
+CONF
+}
+if [ "$servers" = java ]; then
+  package servers "$servers_version" java/servers || exit 1
+  jvm=(java "${open[@]}" --add-exports=java.base/jdk.internal.ref=ALL-UNNAMED -Xms256m -Xmx512m -XX:MaxDirectMemorySize=1g -Duser.home="$work" -Drocketmq.home.dir="$work" -cp "$out/servers-$servers_version/lib/*")
+  namesrv_port=19876
+  namesrv=127.0.0.1:$namesrv_port
+  mkdir -p "$work/conf"
+  for f in logback_namesrv logback_broker rmq.namesrv.logback rmq.broker.logback; do
+    printf '<configuration><root level="OFF"/></configuration>\n' > "$work/conf/$f.xml"
+  done
+  printf 'listenPort=%s\n' $namesrv_port > "$work/namesrv.conf"
+  start namesrv "${jvm[@]}" org.apache.rocketmq.namesrv.NamesrvStartup -c "$work/namesrv.conf"
+  wait_for 60 "the name server" listens 127.0.0.1 $namesrv_port
+  port=20911
+  for b in broker-a broker-b; do
+    { broker_conf $b 127.0.0.1 $port; printf 'mappedFileSizeCommitLog=67108864\nhaListenPort=%s\ntimerWheelEnable=false\n' $((port + 5)); } > "$work/$b.conf"
+    start $b "${jvm[@]}" org.apache.rocketmq.broker.BrokerStartup -c "$work/$b.conf"
+    port=$((port + 100))
+  done
+else
+  bin=${ROCKETCLUSTER_BIN:-}
+  if [ -z "$bin" ]; then
+    say "building the servers"
+    (cd ../.. && cargo build --release --locked -q -p namesrv -p broker) || exit 1
+    bin=$(cd ../.. && cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
+  fi
+  namesrv=$net.1:$namesrv_port
+  printf 'bindAddress=%s\nkvConfigPath=%s\n' "$net.1" "$work/kvConfig.json" > "$work/namesrv.conf"
+  start namesrv "$bin/mqnamesrv" -c "$work/namesrv.conf"
+  wait_for 10 "the name server" listens $net.1 $namesrv_port
+  n=11
+  for b in broker-a broker-b; do
+    { broker_conf $b $net.$n 10911; printf 'bindAddress=%s\n' $net.$n; } > "$work/$b.conf"
+    start $b "$bin/mqbroker" -c "$work/$b.conf"
+    n=$((n + 1))
+  done
+fi
+client() { # client VERSION ARGUMENTS...: our main class over one version of the Apache client
+  local version=$1; shift
+  java "${open[@]}" -Xmx768m -Duser.home="$work" -Drocketmq.client.logRoot="$work/rocketmqlogs" -Drocketmq.client.localOffsetStoreDir="$work/offsets-$version" \
+    -Drocketmq.client.logUseSlf4j=false $([ "$servers" = java ] || echo -Drocketcluster.servers=true) ${jvm_extra:-} -cp "$out/java-$version/lib/*" rocketcluster.clients.Main "$@" --namesrv "$namesrv"
+}
+registered() { # both masters are in the name server's table: asked with the wire's own request 106
+  exec 3<>"/dev/tcp/${namesrv%:*}/${namesrv#*:}" || return 1
+  local header='{"code":106,"flag":0,"language":"JAVA","opaque":1,"serializeTypeCurrentRPC":"JSON","version":409}'
+  printf "\\x00\\x00\\x00\\x$(printf %02x $((${#header} + 4)))\\x00\\x00\\x00\\x$(printf %02x ${#header})%s" "$header" >&3
+  local answer; answer=$(timeout 0.5 cat <&3 | tr -d '\0')
+  exec 3>&-
+  case $answer in *broker-a*broker-b* | *broker-b*broker-a*) return 0 ;; esac
+  return 1
+}
+wait_for 60 "the brokers to register" registered
+say "cluster of two masters ($servers$([ "$servers" = java ] && echo " $servers_version")) registered at $namesrv after $((SECONDS - began)) s; logs and data in $work"
+
+# ---- the parts, as many at a time as do not disturb each other
+failed=0 passed=0 broken=()
+part() { # part NAME COMMAND...: in the background, its lines kept
+  local name=$1; shift
+  ( "$@" > "$work/$name.out" 2> "$work/$name.err"; echo $? > "$work/$name.rc" ) &
+}
+# A reader of a part's lines: the closing one is "N passed, N failed"; without it the part itself failed.
+collect() {
+  local name=$1 closing p f
+  grep -E '^(PASS|FAIL) |^    ' "$work/$name.out" | sed "s/^\(PASS\|FAIL\) /\1 $name: /"
+  closing=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$work/$name.out" | tail -n 1)
+  read -r p _ f _ <<< "${closing:-0 passed, 1 failed}"
+  [ -n "$closing" ] || { say "FAIL $name: ended without its closing line, exit code $(cat "$work/$name.rc" 2>/dev/null)"; tail -n 20 "$work/$name.err"; }
+  passed=$((passed + p)) failed=$((failed + f))
+  [ "$f" -eq 0 ] || broken+=("$name")
+}
+inside() { cd "$1" || return; shift; "$@"; } # some commands leave files where they run
+group() { # runs the named parts together and prints what they said, in order
+  local name jobs=()
+  for name in "$@"; do
+    has "$name" || continue
+    case $name in
+      java-*) part "$name" client "${name#*-}" scenarios --only "${SCENARIOS:-}" --suffix "j${name//[^0-9]/}" ;;
+      binary-*) jvm_extra=-Drocketmq.serialize.type=ROCKETMQ part "$name" client "${name#*-}" scenarios --suffix "b${name//[^0-9]/}" \
+        --only "${SCENARIOS:-sync,async,batch,pull,tags,delay-levels,query-by-id-and-key,offset-search,refusals}" ;;
+      go) part go "$out/go-clients" -namesrv "$namesrv" ;;
+      mqadmin-*) mkdir -p "$work/home-$name"; part "$name" inside "$work/home-$name" client "${name#*-}" mqadmin --dir "$work/home-$name" --only "${COMMANDS:-}" ;;
+      benchmark-*) part "$name" benchmark "${name#*-}" ;;
+    esac
+    jobs+=($!)
+  done
+  [ ${#jobs[@]} -eq 0 ] || wait "${jobs[@]}"
+  for name in "$@"; do if has "$name"; then collect "$name"; fi; done
+}
+# Apache's own Producer and Consumer for 20 s; they set the binary header themselves. Good = both move, and no line tells a failure.
+benchmark() {
+  local version=$1 topic=Benchmark_$$_${1//./} java=(java "${open[@]}" -Xmx512m -Duser.home="$work" -Drocketmq.client.logRoot="$work/rocketmqlogs" -cp "$out/java-$1/lib/*") a b
+  "${java[@]}" org.apache.rocketmq.example.benchmark.Consumer -t "$topic" -g "G_$topic" -p false -n "$namesrv" > "$work/consumer-$version.log" 2>&1 & a=$!
+  "${java[@]}" org.apache.rocketmq.example.benchmark.Producer -t "$topic" -w 8 -s 1024 -n "$namesrv" > "$work/producer-$version.log" 2>&1 & b=$!
+  sleep 26 # the load itself: both print a line every 10 s
+  kill "$a" "$b"; wait "$a" "$b"
+  verdict producer "$work/producer-$version.log" 'Send TPS: [1-9]' 'Send Failed: [1-9]|Response Failed: [1-9]|Exception'
+  verdict consumer "$work/consumer-$version.log" 'TPS: [1-9]' 'FAIL: [1-9]|fail count: [1-9]|Exception'
+  echo "$good passed, $bad failed"
+}
+good=0 bad=0
+verdict() { # verdict NAME LOG MUST MUST-NOT
+  local line; line=$(grep -E "$3" "$2" | tail -n 1)
+  if [ -n "$line" ] && ! grep -qE "$4" "$2"; then echo "PASS benchmark $1: $line"; good=$((good + 1))
+  else echo "FAIL benchmark $1: $(grep -E "$4" "$2" | head -n 1) $(tail -n 1 "$2")"; bad=$((bad + 1)); fi
+}
+
+group java-4.9.8 java-5.3.3 go
+group binary-4.9.8 binary-5.3.3
+group mqadmin-4.9.8
+group mqadmin-5.3.3
+group benchmark-4.9.8 benchmark-5.3.3
+alive
+say "$passed passed, $failed failed in $((SECONDS - began)) s"
+if [ $failed -gt 0 ]; then say "failures in: ${broken[*]}; logs in $work"; exit 1; fi
+[ $passed -gt 0 ] || { say "nothing ran"; exit 1; }
+finish; pids=()
+[ -n "${KEEP:-}" ] || rm -rf "$work"
