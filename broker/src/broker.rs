@@ -297,6 +297,7 @@ impl Broker {
             Arc::clone(&clock),
             Arc::clone(&stats),
             Arc::clone(&saver),
+            raw.flush_delay_offset_interval.into(),
         )?;
         let port = listen_address.port();
         let store_host = SocketAddr::new(settings.advertised, port);

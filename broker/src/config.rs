@@ -284,7 +284,7 @@ keys! {
     Dynamic "disableConsumeIfConsumerReadSlowly" disable_consume_if_consumer_read_slowly: bool = false, "stop a group that falls far behind";
     Dynamic "consumerFallbehindThreshold" consumer_fallbehind_threshold: i64 = 17_179_869_184, "bytes that count as far behind";
     Dynamic "flushConsumerOffsetInterval" flush_consumer_offset_interval: i32 = 5_000, "ms between two writes of the consumer offsets";
-    Dynamic "flushDelayOffsetInterval" flush_delay_offset_interval: i32 = 10_000, "ms between two writes of the delay offsets";
+    AtStart "flushDelayOffsetInterval" flush_delay_offset_interval: i32 = 10_000, "ms between two writes of the delay offsets";
 
     Dynamic "regionId" region_id: String = "DefaultRegion".to_owned(), "property MSG_REGION of every message";
     Dynamic "traceOn" trace_on: bool = true, "property TRACE_ON of every message";

@@ -6,6 +6,7 @@
 //! them are on disk: a machine that goes down may deliver a message twice, but never lose one.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,17 +15,17 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use remoting::protocol::body::{DataVersion, DelayOffsetSerializeWrapper};
 use remoting::protocol::message::{RecordView, property, tags_code};
-use store::{Arrival, Clock, ConsumeQueue, PutMessage, Store, TagsCode};
+use store::{Arrival, Clock, ConsumeQueue, PutError, PutMessage, Store, TagsCode};
 
 use crate::config_file::{self, Saver};
 use crate::offset::push_integer_map;
 use crate::stats::BrokerStatsManager;
-use crate::topic::SCHEDULE_TOPIC;
+use crate::topic::{SCHEDULE_TOPIC, validate_name};
 
-/// Upstream `flushDelayOffsetInterval`.
-const PERSIST_INTERVAL_MS: i64 = 10_000;
 /// After a failed put a level rests this long (upstream `DELAY_FOR_A_PERIOD`).
 const RETRY_AFTER_MS: i64 = 10_000;
+/// The same while the log is only busy.
+const BUSY_RETRY_AFTER_MS: i64 = 100;
 /// Entries looked at, and messages delivered, in one go.
 const BATCH_MESSAGES: usize = 64;
 /// Bytes delivered in one go, well below the tail ring.
@@ -78,6 +79,7 @@ pub struct ScheduleMessageService {
     stats: Arc<BrokerStatsManager>,
     saver: Arc<Saver>,
     path: PathBuf,
+    persist_interval_ms: i64,
     levels: DelayLevels,
     delivered: Mutex<Delivered>,
     signal: Mutex<Signal>,
@@ -111,6 +113,42 @@ enum Next {
     Again,
 }
 
+/// Why a batch was not delivered.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Flow control: the log takes messages again in a moment.
+    #[error("{0}")]
+    Busy(String),
+    /// The store takes no writes for now.
+    #[error("{0}")]
+    Later(String),
+    /// One of the messages can never be stored.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl Failure {
+    fn rest_ms(&self) -> i64 {
+        match self {
+            Self::Busy(_) => BUSY_RETRY_AFTER_MS,
+            Self::Later(_) | Self::Unusable(_) => RETRY_AFTER_MS,
+        }
+    }
+}
+
+impl From<PutError> for Failure {
+    fn from(error: PutError) -> Self {
+        let text = error.to_string();
+        match error {
+            PutError::Busy(_) => Self::Busy(text),
+            PutError::MessageTooLarge { .. }
+            | PutError::TopicTooLong(_)
+            | PutError::PropertiesTooLong(_) => Self::Unusable(text),
+            PutError::NotWritable(_) | PutError::WrongPosition { .. } => Self::Later(text),
+        }
+    }
+}
+
 impl ScheduleMessageService {
     pub fn load(
         path: PathBuf,
@@ -119,6 +157,7 @@ impl ScheduleMessageService {
         clock: Arc<dyn Clock>,
         stats: Arc<BrokerStatsManager>,
         saver: Arc<Saver>,
+        persist_interval_ms: i64,
     ) -> Result<Self, config_file::Error> {
         let wrapper: DelayOffsetSerializeWrapper = config_file::read(&path)?.unwrap_or_default();
         Ok(Self {
@@ -127,6 +166,7 @@ impl ScheduleMessageService {
             stats,
             saver,
             path,
+            persist_interval_ms,
             levels,
             delivered: Mutex::new(Delivered {
                 offsets: wrapper.offset_table,
@@ -218,35 +258,33 @@ impl ScheduleMessageService {
 
     fn run(&self) {
         tracing::debug!(levels = self.levels.max(), "delivering delayed messages");
-        let mut rest_until: BTreeMap<i32, i64> = BTreeMap::new();
-        let mut persist_at = self.clock.now_ms() + PERSIST_INTERVAL_MS;
+        // While the clock is within a level's range, its head is not due or the level rests after a failure.
+        let mut resting: BTreeMap<i32, Range<i64>> = BTreeMap::new();
+        let mut persist_at = self.clock.now_ms() + self.persist_interval_ms;
         loop {
             let now = self.clock.now_ms();
-            let mut next: Option<i64> = None;
             let mut again = false;
             for level in 1..=self.levels.max() {
-                if let Some(until) = rest_until.get(&level).copied().filter(|until| *until > now) {
-                    next = Some(next.map_or(until, |next| next.min(until)));
+                if resting
+                    .get(&level)
+                    .is_some_and(|range| range.contains(&now))
+                {
                     continue;
                 }
+                resting.remove(&level);
                 match self.deliver_level(level, now) {
                     Ok(Next::Idle) => {}
-                    Ok(Next::At(at)) => next = Some(next.map_or(at, |next| next.min(at))),
+                    Ok(Next::At(at)) => {
+                        resting.insert(level, now..at);
+                    }
                     Ok(Next::Again) => again = true,
-                    Err(error) => {
-                        tracing::warn!(
-                            level,
-                            error,
-                            "cannot deliver delayed messages; will try again"
-                        );
-                        rest_until.insert(level, now + RETRY_AFTER_MS);
-                        next =
-                            Some(next.map_or(now + RETRY_AFTER_MS, |next| {
-                                next.min(now + RETRY_AFTER_MS)
-                            }));
+                    Err(failure) => {
+                        tracing::warn!(level, %failure, "cannot deliver delayed messages; will try again");
+                        resting.insert(level, now..now + failure.rest_ms());
                     }
                 }
             }
+            let mut next = resting.values().map(|range| range.end).min();
             if now >= persist_at {
                 let (dirty, end) = {
                     let delivered = self.delivered.lock();
@@ -255,7 +293,7 @@ impl ScheduleMessageService {
                 if dirty && self.store.flushed() >= end {
                     self.persist();
                 }
-                persist_at = now + PERSIST_INTERVAL_MS;
+                persist_at = now + self.persist_interval_ms;
             }
             if self.delivered.lock().dirty {
                 next = Some(next.map_or(persist_at, |next| next.min(persist_at)));
@@ -284,7 +322,7 @@ impl ScheduleMessageService {
     }
 
     /// Delivers the messages of a level that are due, one batch at most.
-    fn deliver_level(&self, level: i32, now: i64) -> Result<Next, String> {
+    fn deliver_level(&self, level: i32, now: i64) -> Result<Next, Failure> {
         let queue_id = queue_of_level(level);
         let Some(queue) = self.store.find_queue(SCHEDULE_TOPIC, queue_id) else {
             return Ok(Next::Idle);
@@ -298,7 +336,7 @@ impl ScheduleMessageService {
             .unwrap_or(0);
         let (min, max) = (queue.min_offset(), queue.max_offset());
         if offset < min || offset > max {
-            let corrected = offset.clamp(min, max);
+            let corrected = offset.min(max).max(min);
             tracing::warn!(
                 level,
                 offset,
@@ -353,7 +391,7 @@ impl ScheduleMessageService {
     }
 
     /// Appends the messages under their real topics; answers the end of the last one.
-    fn deliver(&self, positions: &[i64]) -> Result<u64, String> {
+    fn deliver(&self, positions: &[i64]) -> Result<u64, Failure> {
         let records: Vec<_> = positions
             .iter()
             .filter_map(|position| {
@@ -368,31 +406,49 @@ impl ScheduleMessageService {
             .collect();
         let mut restored: Vec<Restored<'_>> = Vec::with_capacity(records.len());
         for bytes in &records {
-            if let Some(message) = self.restore(bytes)? {
-                restored.push(message);
+            restored.extend(self.restore(bytes)?);
+        }
+        match self.append(&restored) {
+            Err(Failure::Unusable(_)) => {}
+            done => return done,
+        }
+        // One of them can never be stored: find out which, and let the others pass.
+        let mut end = 0;
+        for message in &restored {
+            match self.append(std::slice::from_ref(message)) {
+                Ok(reached) => end = end.max(reached),
+                Err(Failure::Unusable(reason)) => {
+                    tracing::error!(
+                        topic = message.queue.topic(),
+                        reason,
+                        "a delayed message cannot be stored; dropped"
+                    );
+                }
+                Err(failure) => return Err(failure),
             }
         }
-        if restored.is_empty() {
+        Ok(end)
+    }
+
+    fn append(&self, messages: &[Restored<'_>]) -> Result<u64, Failure> {
+        if messages.is_empty() {
             return Ok(0);
         }
-        let puts: Vec<PutMessage<'_>> = restored.iter().map(Restored::put).collect();
-        let appended = self
-            .store
-            .append(&puts)
-            .map_err(|error| error.to_string())?;
+        let puts: Vec<PutMessage<'_>> = messages.iter().map(Restored::put).collect();
+        let appended = self.store.append(&puts)?;
         self.store.drive();
-        for message in &restored {
+        for (message, record) in messages.iter().zip(&appended.records) {
             self.stats.put(
                 &self.stats.topic(message.queue.topic()),
                 1,
-                message.record.size as u64,
+                record.size.into(),
             );
         }
         Ok(appended.end)
     }
 
     /// The message as it will be stored: same body and properties, real topic and queue, tags hashed anew.
-    fn restore<'a>(&self, bytes: &'a [u8]) -> Result<Option<Restored<'a>>, String> {
+    fn restore<'a>(&self, bytes: &'a [u8]) -> Result<Option<Restored<'a>>, Failure> {
         let record = match RecordView::parse(bytes) {
             Ok(record) => record,
             Err(error) => {
@@ -406,27 +462,28 @@ impl ScheduleMessageService {
                 .and_then(|value| std::str::from_utf8(value).ok())
                 .unwrap_or_default()
         };
-        let restored = Properties {
+        let properties = Properties {
             topic: text(property::REAL_TOPIC),
-            queue_id: text(property::REAL_QID).parse().unwrap_or(0),
+            queue_id: text(property::REAL_QID).parse().unwrap_or(0).max(0),
             keys: text(property::KEYS),
             unique_key: text(property::UNIQ_KEY),
         };
-        if restored.topic.is_empty() || restored.topic == TRANS_HALF_TOPIC {
+        // The name becomes a folder's, so it is looked at again here.
+        if properties.topic == TRANS_HALF_TOPIC || validate_name(properties.topic).is_err() {
             tracing::error!(
-                topic = restored.topic,
+                topic = properties.topic,
                 "a delayed message has no topic to go to; dropped"
             );
             return Ok(None);
         }
         let queue = self
             .store
-            .queue(restored.topic, restored.queue_id)
-            .map_err(|error| error.to_string())?;
+            .queue(properties.topic, properties.queue_id)
+            .map_err(|error| Failure::Later(error.to_string()))?;
         Ok(Some(Restored {
             queue,
             record,
-            properties: restored,
+            properties,
         }))
     }
 

@@ -21,7 +21,7 @@ use remoting::protocol::{RemotingCommand, response_code};
 use super::answer::{Answer, Fields, Refused, body, ok, ok_json, ok_text};
 use crate::broker::Broker;
 use crate::client::ClientChannelInfo;
-use crate::config::{Applied, Change, Source, find_key};
+use crate::config::{self, Applied, Change, Source, find_key};
 use crate::subscription::validate_group;
 use crate::topic::{Topic, validate_config, validate_name};
 
@@ -767,6 +767,15 @@ pub(crate) fn update_broker_config(broker: &Arc<Broker>, request: &RemotingComma
                 remarks.push(format!("{} is not a key of this broker", property.key))
             }
         }
+    }
+    // Ranges, and what values mean together; a fault that was there before is not this request's.
+    if let Err(config::Error::Refused { key, value, reason }) = trial.validate()
+        && at_start
+            .iter()
+            .chain(&dynamic)
+            .any(|(changed, _)| *changed == key)
+    {
+        return Err(Refused::system_error(format!("{key}={value}: {reason}")));
     }
     let written = broker.write_config(at_start.iter().chain(&dynamic).copied());
     if let Err(reason) = &written {
