@@ -13,7 +13,10 @@ if [ ! -x "$BIN/.complete" ]; then
   for n in etcd coredns kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl volumes; do
     ln -sf k8s "$BIN/$n"
   done
-  (cd "$here/tools" && go build -trimpath -ldflags "-s -w -X helm.sh/helm/v3/internal/version.version=v3.21.4" -o "$BIN/" tool)
+  h=helm.sh/helm/v3
+  H="-X $h/internal/version.version=v3.21.4" # and the Kubernetes that charts are rendered for when there is none to ask
+  for q in chartutil lint/rules; do H="$H -X $h/pkg/$q.k8sVersionMajor=1 -X $h/pkg/$q.k8sVersionMinor=36"; done
+  (cd "$here/tools" && go build -trimpath -ldflags "-s -w $H" -o "$BIN/" tool)
   install /dev/null "$BIN/.complete"
   # Earlier builds are of no use to anyone: the folder's name says what is in it.
   for old in "$cache"/k8s-*; do [ "$old/bin" = "$BIN" ] || rm -rf "$old"; done
