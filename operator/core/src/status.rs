@@ -1,0 +1,335 @@
+//! What the user is told: conditions with a reason and a sentence, and a row for each broker.
+//!
+//! `Ready` says whether the cluster serves as asked, `Progressing` whether the operator is still changing it, `Degraded` whether something needs the
+//! user. A condition keeps its time while its status stays the same, so that an unchanged cluster gives an unchanged status.
+
+use std::fmt::Write as _;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use crate::api::{BrokerStatus, NameServersStatus, RocketClusterStatus};
+use crate::build::{
+    BROKER_PORT, Component, LABEL_CLUSTER, LABEL_COMPONENT, NAME_SERVER_PORT, initial_role, names,
+};
+use crate::plan::{Observed, Plan, Wanted, is_well, wanted_pods};
+
+/// The cluster serves as asked.
+pub const READY: &str = "Ready";
+/// The operator is still changing it.
+pub const PROGRESSING: &str = "Progressing";
+/// Something needs the user.
+pub const DEGRADED: &str = "Degraded";
+
+/// Pods named in a message at most; the rest is counted.
+const NAMED_PODS: usize = 5;
+/// Longest message; the API server takes 32768 letters.
+const MAX_MESSAGE_CHARS: usize = 2_000;
+
+/// One condition before it gets its time.
+struct Says {
+    kind: &'static str,
+    truth: bool,
+    reason: String,
+    message: String,
+}
+
+impl Says {
+    fn new(
+        kind: &'static str,
+        truth: bool,
+        reason: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            truth,
+            reason: reason.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// The status of a cluster whose plan was carried out.
+pub fn status(
+    plan: &Plan,
+    observed: &Observed,
+    previous: Option<&RocketClusterStatus>,
+    now: &Time,
+) -> RocketClusterStatus {
+    let cluster = &plan.cluster;
+    let wanted = wanted_pods(cluster);
+    let count = |component: Component| {
+        let all = wanted.iter().filter(|w| w.component == component);
+        let well = all.clone().filter(|w| well(observed, w).is_ok()).count();
+        (well, all.count())
+    };
+    let (name_servers_well, name_servers) = count(Component::NameServer);
+    let (brokers_well, brokers) = count(Component::Broker);
+    let troubles: Vec<String> = wanted
+        .iter()
+        .filter_map(|w| well(observed, w).err())
+        .collect();
+
+    let ready = if troubles.is_empty() {
+        Says::new(
+            READY,
+            true,
+            "AllRegistered",
+            format!(
+                "{}, {brokers_well} of {brokers} brokers registered and ready",
+                plural(name_servers, "name server")
+            ),
+        )
+    } else {
+        let reason = if name_servers_well < name_servers {
+            "NameServersNotReady"
+        } else {
+            "BrokersNotRegistered"
+        };
+        Says::new(READY, false, reason, list(&troubles))
+    };
+
+    let progressing = if cluster.paused {
+        Says::new(
+            PROGRESSING,
+            false,
+            "Paused",
+            "spec.paused is true: the operator leaves everything as it is",
+        )
+    } else if let Some(restart) = &plan.restart {
+        Says::new(
+            PROGRESSING,
+            true,
+            "Rolling",
+            format!(
+                "restarting {} ({}), {} to go",
+                restart.pod,
+                restart.why,
+                plan.outdated.len()
+            ),
+        )
+    } else if !plan.outdated.is_empty() {
+        let waiting = plan.waiting.as_deref().unwrap_or("the next look");
+        Says::new(
+            PROGRESSING,
+            true,
+            "Rolling",
+            format!(
+                "{} to restart; waiting: {waiting}",
+                plural(plan.outdated.len(), "pod")
+            ),
+        )
+    } else if let Some(waiting) = &plan.waiting {
+        Says::new(PROGRESSING, true, "Waiting", waiting.clone())
+    } else {
+        Says::new(PROGRESSING, false, "UpToDate", "all runs as asked")
+    };
+
+    let failing: Vec<String> = wanted
+        .iter()
+        .filter_map(|w| {
+            let pod = observed.pod(&w.pod)?;
+            Some(format!("{}: {}", pod.name, pod.trouble.as_ref()?))
+        })
+        .collect();
+    let degraded = if let Some(first) = plan.refusals.first() {
+        let messages: Vec<String> = plan.refusals.iter().map(|r| r.message.clone()).collect();
+        Says::new(DEGRADED, true, first.reason, list(&messages))
+    } else if !failing.is_empty() {
+        Says::new(DEGRADED, true, "PodsFailing", list(&failing))
+    } else {
+        Says::new(
+            DEGRADED,
+            false,
+            "AsAsked",
+            "nothing is refused and no pod fails",
+        )
+    };
+
+    let generation = cluster.generation;
+    let client = names::service_host(&names::name_server(&cluster.name), &cluster.namespace);
+    let nodes = names::service_host(&names::name_server_nodes(&cluster.name), &cluster.namespace);
+    let node_list: Vec<String> = (0..cluster.name_server.replicas)
+        .map(|ordinal| {
+            format!(
+                "{}.{nodes}:{NAME_SERVER_PORT}",
+                names::name_server_pod(&cluster.name, ordinal)
+            )
+        })
+        .collect();
+    let mut rows: Vec<BrokerStatus> = wanted
+        .iter()
+        .filter(|w| w.component == Component::Broker)
+        .map(|w| broker_row(plan, observed, w))
+        .collect();
+    rows.sort_by(|a, b| natural(&a.pod).cmp(&natural(&b.pod)));
+
+    RocketClusterStatus {
+        observed_generation: generation,
+        conditions: conditions(
+            vec![ready, progressing, degraded],
+            generation,
+            previous,
+            now,
+        ),
+        name_servers: Some(NameServersStatus {
+            ready: i32::try_from(name_servers_well).unwrap_or(i32::MAX),
+            replicas: cluster.name_server.replicas,
+            address: format!("{client}:{NAME_SERVER_PORT}"),
+            cluster_ip_address: observed
+                .name_server_ip
+                .as_ref()
+                .map(|ip| host_port(ip, NAME_SERVER_PORT)),
+            http_address: Some(format!("http://{client}:{NAME_SERVER_PORT}")),
+            nodes: Some(node_list.join(";")),
+        }),
+        brokers: rows,
+        groups: i32::try_from(observed.groups().count()).ok(),
+        selector: Some(format!(
+            "{LABEL_CLUSTER}={},{LABEL_COMPONENT}={}",
+            cluster.name,
+            Component::Broker.as_str()
+        )),
+        ready_brokers: Some(format!("{brokers_well}/{brokers}")),
+        ready_name_servers: Some(format!("{name_servers_well}/{name_servers}")),
+    }
+}
+
+/// The status of a cluster whose spec cannot be used, or whose last reconcile failed: what was known, with conditions that say so.
+pub fn refused(
+    generation: Option<i64>,
+    reason: &str,
+    message: &str,
+    previous: Option<&RocketClusterStatus>,
+    now: &Time,
+) -> RocketClusterStatus {
+    let says = vec![
+        Says::new(READY, false, reason, message),
+        Says::new(
+            PROGRESSING,
+            false,
+            reason,
+            "what runs is left as it is until the spec can be used",
+        ),
+        Says::new(DEGRADED, true, reason, message),
+    ];
+    RocketClusterStatus {
+        observed_generation: generation,
+        conditions: conditions(says, generation, previous, now),
+        ..previous.cloned().unwrap_or_default()
+    }
+}
+
+/// The status after a step failed on the way: all that was known, and what failed.
+pub fn failed(
+    generation: Option<i64>,
+    reason: &str,
+    message: &str,
+    previous: Option<&RocketClusterStatus>,
+    now: &Time,
+) -> RocketClusterStatus {
+    let mut status = previous.cloned().unwrap_or_default();
+    let says = vec![Says::new(DEGRADED, true, reason, message)];
+    let degraded = conditions(says, generation, previous, now);
+    status.conditions.retain(|c| c.type_ != DEGRADED);
+    status.conditions.extend(degraded);
+    status
+}
+
+fn conditions(
+    says: Vec<Says>,
+    generation: Option<i64>,
+    previous: Option<&RocketClusterStatus>,
+    now: &Time,
+) -> Vec<Condition> {
+    says.into_iter()
+        .map(|say| {
+            let truth = if say.truth { "True" } else { "False" };
+            let before = previous
+                .iter()
+                .flat_map(|status| &status.conditions)
+                .find(|c| c.type_ == say.kind && c.status == truth);
+            Condition {
+                type_: say.kind.to_owned(),
+                status: truth.to_owned(),
+                reason: say.reason,
+                message: say.message.chars().take(MAX_MESSAGE_CHARS).collect(),
+                observed_generation: generation,
+                last_transition_time: before
+                    .map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
+            }
+        })
+        .collect()
+}
+
+fn well(observed: &Observed, wanted: &Wanted) -> Result<(), String> {
+    match observed.pod(&wanted.pod) {
+        None => Err(format!("{} is not there yet", wanted.pod)),
+        Some(pod) if pod.terminating => Err(format!("{} is being replaced", wanted.pod)),
+        Some(pod) => is_well(wanted, pod),
+    }
+}
+
+fn broker_row(plan: &Plan, observed: &Observed, wanted: &Wanted) -> BrokerStatus {
+    let pod = observed.pod(&wanted.pod);
+    let report = pod.and_then(|pod| pod.server.as_ref());
+    BrokerStatus {
+        name: names::broker_name(&plan.cluster.broker.name_prefix, wanted.group),
+        pod: wanted.pod.clone(),
+        role: initial_role(wanted.ordinal),
+        broker_id: wanted.ordinal,
+        address: observed
+            .broker_ips
+            .get(&wanted.pod)
+            .map(|ip| host_port(ip, BROKER_PORT)),
+        ready: well(observed, wanted).is_ok(),
+        registered: report.is_some_and(|report| report.registered),
+        up_to_date: pod.is_some() && !plan.outdated.iter().any(|o| o.pod == wanted.pod),
+        version: report.and_then(|report| report.version.clone()),
+        config_hash: report.and_then(|report| report.config_hash.clone()),
+    }
+}
+
+/// `10.0.0.1:80` or `[::1]:80`.
+pub fn host_port(ip: &str, port: i32) -> String {
+    if ip.contains(':') {
+        format!("[{ip}]:{port}")
+    } else {
+        format!("{ip}:{port}")
+    }
+}
+
+/// Sorts `x-10` behind `x-9`.
+fn natural(name: &str) -> Vec<(bool, u64, String)> {
+    name.split('-')
+        .map(|part| match part.parse::<u64>() {
+            Ok(number) => (false, number, String::new()),
+            Err(_) => (true, 0, part.to_owned()),
+        })
+        .collect()
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    if count == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{count} {noun}s")
+    }
+}
+
+fn list(sentences: &[String]) -> String {
+    let mut text = sentences
+        .iter()
+        .take(NAMED_PODS)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
+    if sentences.len() > NAMED_PODS {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "; and {} more", sentences.len() - NAMED_PODS);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;
