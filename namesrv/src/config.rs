@@ -136,11 +136,13 @@ macro_rules! namesrv_config {
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct NamesrvConfig {
             $($(#[doc = $doc])* pub $field: $type,)*
+            /// Hash of the file this was loaded from; empty without one. Reported, never set.
+            pub config_hash: String,
         }
 
         impl Default for NamesrvConfig {
             fn default() -> Self {
-                Self { $($field: $default,)* }
+                Self { $($field: $default,)* config_hash: String::new() }
             }
         }
 
@@ -267,6 +269,7 @@ impl NamesrvConfig {
                 path: path.to_owned(),
                 source,
             })?;
+            config.config_hash = properties::config_hash(&bytes);
             let properties = Properties::parse(&bytes).map_err(|source| Error::Syntax {
                 path: path.to_owned(),
                 source,

@@ -137,7 +137,10 @@ impl Processor {
             request::GET_KVLIST_BY_NAMESPACE => self.list_kv(command),
             request::UPDATE_NAMESRV_CONFIG => return self.update_config(connection, command),
             request::GET_NAMESRV_CONFIG => {
-                success().with_body(self.state.config.load().to_properties())
+                let config = self.state.config.load();
+                // Ours: the operator compares it with the file it rendered.
+                let hash = &config.config_hash;
+                success().with_body(format!("{}configHash={hash}\n", config.to_properties()))
             }
             code => RemotingCommand::not_supported(code),
         })

@@ -162,7 +162,7 @@ pub fn status(
         .filter(|w| w.component == Component::Broker)
         .map(|w| broker_row(plan, observed, w))
         .collect();
-    rows.sort_by(|a, b| natural(&a.pod).cmp(&natural(&b.pod)));
+    rows.sort_by_key(|row| natural(&row.pod));
 
     RocketClusterStatus {
         observed_generation: generation,

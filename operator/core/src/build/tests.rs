@@ -1,1 +1,280 @@
+use serde_json::json;
 
+use super::*;
+use crate::validate::{Defaults, validate};
+
+fn cluster(spec: serde_json::Value) -> ValidatedCluster {
+    let object = serde_json::from_value(json!({
+        "apiVersion": "rocketcluster.io/v1alpha1",
+        "kind": "RocketCluster",
+        "metadata": {"name": "demo", "namespace": "shop", "uid": "u-1", "generation": 3},
+        "spec": spec,
+    }))
+    .unwrap();
+    validate(&object, &Defaults::default()).unwrap()
+}
+
+fn names_of(objects: &Objects) -> Vec<String> {
+    let name = |meta: &ObjectMeta| meta.name.clone().unwrap();
+    let mut names = Vec::new();
+    names.extend(
+        objects
+            .service_accounts
+            .iter()
+            .map(|o| format!("ServiceAccount {}", name(&o.metadata))),
+    );
+    names.extend(
+        objects
+            .config_maps
+            .iter()
+            .map(|o| format!("ConfigMap {}", name(&o.metadata))),
+    );
+    names.extend(
+        objects
+            .services
+            .iter()
+            .map(|o| format!("Service {}", name(&o.metadata))),
+    );
+    names.extend(
+        objects
+            .pod_disruption_budgets
+            .iter()
+            .map(|o| format!("PodDisruptionBudget {}", name(&o.metadata))),
+    );
+    names.extend(
+        objects
+            .stateful_sets
+            .iter()
+            .map(|o| format!("StatefulSet {}", name(&o.metadata))),
+    );
+    names
+}
+
+#[test]
+fn the_objects_of_a_multi_master_cluster() {
+    let objects = build(&cluster(json!({"mode": "multi-master"})));
+    assert_eq!(
+        names_of(&objects),
+        [
+            "ServiceAccount demo-rocketmq",
+            "ConfigMap demo-namesrv",
+            "ConfigMap demo-broker-0",
+            "ConfigMap demo-broker-1",
+            "Service demo-namesrv",
+            "Service demo-namesrv-nodes",
+            "Service demo-broker-0",
+            "Service demo-broker-0-0",
+            "Service demo-broker-1",
+            "Service demo-broker-1-0",
+            "PodDisruptionBudget demo-namesrv",
+            "PodDisruptionBudget demo-broker-0",
+            "PodDisruptionBudget demo-broker-1",
+            "StatefulSet demo-namesrv",
+            "StatefulSet demo-broker-0",
+            "StatefulSet demo-broker-1",
+        ]
+    );
+}
+
+#[test]
+fn the_files() {
+    let objects = build(&cluster(json!({
+        "mode": "multi-master",
+        "clusterName": "shop-1",
+        "nameServer": {"config": {"orderMessageEnable": true}},
+        "broker": {"namePrefix": "b", "config": {"fileReservedTime": 48, "flushDiskType": "SYNC_FLUSH", "shutdownDrainMs": 500}},
+    })));
+    assert_eq!(
+        objects.config_of("demo-broker-1-0").unwrap(),
+        "brokerClusterName=shop-1\n\
+         brokerName=b-1\n\
+         brokerId=0\n\
+         brokerRole=ASYNC_MASTER\n\
+         namesrvAddr=demo-namesrv-nodes.shop.svc:9876\n\
+         advertisedHost=demo-broker-1-0.shop.svc\n\
+         listenPort=10911\n\
+         haListenPort=10912\n\
+         httpPort=10913\n\
+         storePathRootDir=/data/store\n\
+         shutdownDrainMs=500\n\
+         fileReservedTime=48\n\
+         flushDiskType=SYNC_FLUSH\n"
+    );
+    assert_eq!(
+        objects.config_of("demo-namesrv-1").unwrap(),
+        "listenPort=9876\n\
+         httpPort=9877\n\
+         kvConfigPath=/data/namesrv/kvConfig.json\n\
+         deleteTopicWithBrokerRegistration=true\n\
+         orderMessageEnable=true\n"
+    );
+    assert_eq!(objects.config_of("demo-namesrv-2"), None);
+}
+
+#[test]
+fn what_can_never_change_on_a_stateful_set() {
+    for set in build(&cluster(json!({"mode": "multi-master"}))).stateful_sets {
+        let spec = set.spec.unwrap();
+        assert_eq!(spec.pod_management_policy.as_deref(), Some("Parallel"));
+        assert_eq!(
+            spec.update_strategy.unwrap().type_.as_deref(),
+            Some("OnDelete")
+        );
+        let name = set.metadata.name.unwrap();
+        let (service, labels) = match name.as_str() {
+            "demo-namesrv" => (
+                "demo-namesrv-nodes",
+                json!({"rocketcluster.io/cluster": "demo", "rocketcluster.io/component": "namesrv"}),
+            ),
+            group => (
+                group,
+                json!({"rocketcluster.io/cluster": "demo", "rocketcluster.io/component": "broker", "rocketcluster.io/group": group.trim_start_matches("demo-broker-")}),
+            ),
+        };
+        assert_eq!(spec.service_name.as_deref(), Some(service));
+        assert_eq!(json!(spec.selector.match_labels.unwrap()), labels);
+        assert_eq!(
+            spec.volume_claim_templates.unwrap()[0]
+                .metadata
+                .name
+                .as_deref(),
+            Some("data")
+        );
+    }
+}
+
+#[test]
+fn pods_pass_the_restricted_pod_security_standard() {
+    for set in build(&cluster(json!({"mode": "single-master"}))).stateful_sets {
+        let pod = set.spec.unwrap().template.spec.unwrap();
+        let security = pod.security_context.unwrap();
+        assert_eq!(security.run_as_non_root, Some(true));
+        assert_ne!(security.run_as_user, Some(0));
+        assert_eq!(security.seccomp_profile.unwrap().type_, "RuntimeDefault");
+        assert_eq!(
+            (
+                pod.automount_service_account_token,
+                pod.enable_service_links
+            ),
+            (Some(false), Some(false))
+        );
+        for container in pod.containers {
+            let security = container.security_context.unwrap();
+            assert_eq!(security.allow_privilege_escalation, Some(false));
+            assert_eq!(security.read_only_root_filesystem, Some(true));
+            assert_eq!(security.capabilities.unwrap().drop.unwrap(), ["ALL"]);
+            assert_eq!(
+                container.args.unwrap(),
+                ["-c", "/etc/rocketmq/$(POD_NAME).conf"]
+            );
+            assert!(
+                container.startup_probe.is_some()
+                    && container.readiness_probe.is_some()
+                    && container.liveness_probe.is_some()
+            );
+        }
+    }
+}
+
+#[test]
+fn the_grace_period_follows_the_drain() {
+    let grace = |config: serde_json::Value| {
+        let objects = build(&cluster(
+            json!({"mode": "single-master", "broker": {"config": config}}),
+        ));
+        let set = objects.stateful_sets.last().unwrap().clone();
+        set.spec
+            .unwrap()
+            .template
+            .spec
+            .unwrap()
+            .termination_grace_period_seconds
+            .unwrap()
+    };
+    assert_eq!(grace(json!({})), 62);
+    assert_eq!(grace(json!({"shutdownDrainMs": 30_001})), 91);
+}
+
+#[test]
+fn pods_keep_their_selector_labels_and_can_be_adjusted() {
+    let objects = build(&cluster(json!({
+        "mode": "single-master",
+        "broker": {"pod": {
+            "labels": {"team": "shop"},
+            "affinity": {},
+            "serviceAccountName": "mine",
+            "env": [{"name": "RUST_LOG", "value": "debug"}],
+            "volumes": [{"name": "certs", "secret": {"secretName": "x"}}],
+            "volumeMounts": [{"name": "certs", "mountPath": "/certs"}],
+        }},
+    })));
+    let template = objects.stateful_sets[1].spec.clone().unwrap().template;
+    let labels = template.metadata.unwrap().labels.unwrap();
+    assert_eq!(
+        (labels["team"].as_str(), labels[LABEL_GROUP].as_str()),
+        ("shop", "0")
+    );
+    let pod = template.spec.unwrap();
+    assert_eq!(pod.affinity, Some(Default::default()));
+    assert_eq!(pod.service_account_name.as_deref(), Some("mine"));
+    assert_eq!(pod.containers[0].env.as_ref().unwrap()[1].name, "RUST_LOG");
+    assert_eq!(pod.containers[0].volume_mounts.as_ref().unwrap().len(), 3);
+    assert_eq!(pod.volumes.unwrap().len(), 2);
+}
+
+#[test]
+fn every_object_has_its_owner_and_its_labels() {
+    let objects = build(&cluster(json!({"mode": "multi-master"})));
+    let metas: Vec<&ObjectMeta> = (objects.service_accounts.iter().map(|o| &o.metadata))
+        .chain(objects.config_maps.iter().map(|o| &o.metadata))
+        .chain(objects.services.iter().map(|o| &o.metadata))
+        .chain(objects.pod_disruption_budgets.iter().map(|o| &o.metadata))
+        .chain(objects.stateful_sets.iter().map(|o| &o.metadata))
+        .collect();
+    for meta in metas {
+        let labels = meta.labels.as_ref().unwrap();
+        assert_eq!(labels[LABEL_CLUSTER], "demo");
+        assert_eq!(labels[LABEL_MANAGED_BY], MANAGED_BY);
+        assert_eq!(meta.owner_references.as_ref().unwrap()[0].uid, "u-1");
+        assert_eq!(meta.namespace.as_deref(), Some("shop"));
+        assert!(meta.name.as_ref().unwrap().len() <= 63);
+    }
+}
+
+#[test]
+fn scaling_name_servers_touches_no_broker_and_no_other_name_server() {
+    let two = build(&cluster(json!({"mode": "multi-master"})));
+    let three = build(&cluster(
+        json!({"mode": "multi-master", "nameServer": {"replicas": 3}}),
+    ));
+    assert_eq!(two.stateful_sets[1..], three.stateful_sets[1..]);
+    assert_eq!(two.config_maps[1..], three.config_maps[1..]);
+    assert_eq!(
+        two.stateful_sets[0].spec.as_ref().unwrap().template,
+        three.stateful_sets[0].spec.as_ref().unwrap().template
+    );
+    assert_eq!(
+        two.config_of("demo-namesrv-0"),
+        three.config_of("demo-namesrv-0")
+    );
+}
+
+#[test]
+fn what_is_written_to_a_property_file() {
+    let pairs = [
+        ("a b".to_owned(), " x y ".to_owned()),
+        ("k=:".to_owned(), "a=b:c#d\\e\n".to_owned()),
+        ("#k".to_owned(), "ü😀".to_owned()),
+    ];
+    assert_eq!(
+        write_properties(&pairs),
+        "a\\u0020b=\\u0020x y\\u0020\nk\\=\\:=a=b:c#d\\\\e\\n\n\\#k=\\u00fc\\ud83d\\ude00\n"
+    );
+}
+
+#[test]
+fn the_hash_is_the_servers_own() {
+    // The same two lines stand in remoting::properties.
+    assert_eq!(config_hash(b""), "cbf29ce484222325");
+    assert_eq!(config_hash(b"foobar"), "85944171f73967e8");
+}

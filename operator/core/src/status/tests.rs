@@ -1,1 +1,168 @@
+use serde_json::json;
 
+use super::*;
+use crate::plan::{ObservedPod, ServerReport, plan};
+use crate::validate::{Defaults, ValidatedCluster, validate};
+
+fn cluster() -> ValidatedCluster {
+    let object = serde_json::from_value(json!({
+        "apiVersion": "rocketcluster.io/v1alpha1",
+        "kind": "RocketCluster",
+        "metadata": {"name": "demo", "namespace": "shop", "uid": "u-1", "generation": 3},
+        "spec": {"mode": "multi-master"},
+    }))
+    .unwrap();
+    validate(&object, &Defaults::default()).unwrap()
+}
+
+fn at(second: i64) -> Time {
+    serde_json::from_value(json!(format!("2026-01-01T00:00:{second:02}Z"))).unwrap()
+}
+
+fn healthy(cluster: &ValidatedCluster) -> Observed {
+    let objects = crate::build::build(cluster);
+    let mut observed = Observed {
+        stateful_sets: objects.stateful_sets.clone(),
+        name_server_ip: Some("10.96.0.9".to_owned()),
+        ..Observed::default()
+    };
+    for set in &mut observed.stateful_sets {
+        set.metadata.generation = Some(1);
+        set.status = Some(
+            serde_json::from_value(
+                json!({"replicas": 1, "observedGeneration": 1, "updateRevision": "r1"}),
+            )
+            .unwrap(),
+        );
+    }
+    for wanted in wanted_pods(cluster) {
+        observed
+            .broker_ips
+            .insert(wanted.pod.clone(), "10.96.0.10".to_owned());
+        observed.pods.push(ObservedPod {
+            uid: wanted.pod.clone(),
+            revision: Some("r1".to_owned()),
+            ready: true,
+            server: Some(ServerReport {
+                registered: true,
+                version: Some("V4_9_8".to_owned()),
+                config_hash: None,
+            }),
+            name: wanted.pod,
+            ..ObservedPod::default()
+        });
+    }
+    observed
+}
+
+fn condition<'a>(status: &'a RocketClusterStatus, kind: &str) -> &'a Condition {
+    status.conditions.iter().find(|c| c.type_ == kind).unwrap()
+}
+
+#[test]
+fn all_is_well() {
+    let cluster = cluster();
+    let observed = healthy(&cluster);
+    let status = status(&plan(&cluster, &observed), &observed, None, &at(0));
+    let ready = condition(&status, READY);
+    assert_eq!(
+        (ready.status.as_str(), ready.reason.as_str()),
+        ("True", "AllRegistered")
+    );
+    assert_eq!(
+        ready.message,
+        "2 name servers, 2 of 2 brokers registered and ready"
+    );
+    assert_eq!(ready.observed_generation, Some(3));
+    assert_eq!(condition(&status, PROGRESSING).status, "False");
+    assert_eq!(condition(&status, DEGRADED).status, "False");
+    assert_eq!(status.ready_brokers.as_deref(), Some("2/2"));
+    let servers = status.name_servers.unwrap();
+    assert_eq!(servers.address, "demo-namesrv.shop.svc:9876");
+    assert_eq!(
+        servers.cluster_ip_address.as_deref(),
+        Some("10.96.0.9:9876")
+    );
+    assert_eq!(
+        servers.http_address.as_deref(),
+        Some("http://demo-namesrv.shop.svc:9876")
+    );
+    assert_eq!(
+        servers.nodes.as_deref(),
+        Some(
+            "demo-namesrv-0.demo-namesrv-nodes.shop.svc:9876;demo-namesrv-1.demo-namesrv-nodes.shop.svc:9876"
+        )
+    );
+    assert_eq!(
+        (
+            status.brokers[1].name.as_str(),
+            status.brokers[1].address.as_deref()
+        ),
+        ("broker-1", Some("10.96.0.10:10911"))
+    );
+}
+
+#[test]
+fn who_is_missing_is_named_and_times_stay_while_nothing_changes() {
+    let cluster = cluster();
+    let mut observed = healthy(&cluster);
+    let first = status(&plan(&cluster, &observed), &observed, None, &at(0));
+    let again = status(&plan(&cluster, &observed), &observed, Some(&first), &at(1));
+    assert_eq!(first, again);
+    observed.pods[2].server.as_mut().unwrap().registered = false;
+    let later = status(&plan(&cluster, &observed), &observed, Some(&first), &at(2));
+    let ready = condition(&later, READY);
+    assert_eq!(
+        (ready.status.as_str(), ready.reason.as_str()),
+        ("False", "BrokersNotRegistered")
+    );
+    assert_eq!(
+        ready.message,
+        "demo-broker-0-0 is not registered with every name server yet"
+    );
+    assert_eq!(ready.last_transition_time, at(2));
+    assert_eq!(condition(&later, DEGRADED).last_transition_time, at(0));
+    assert_eq!(later.ready_brokers.as_deref(), Some("1/2"));
+}
+
+#[test]
+fn refusals_and_failing_pods_degrade() {
+    let cluster = cluster();
+    let mut observed = healthy(&cluster);
+    observed.pods[0].trouble = Some("ImagePullBackOff: no such image".to_owned());
+    let failing = status(&plan(&cluster, &observed), &observed, None, &at(0));
+    assert_eq!(condition(&failing, DEGRADED).reason, "PodsFailing");
+    assert_eq!(
+        condition(&failing, DEGRADED).message,
+        "demo-namesrv-1: ImagePullBackOff: no such image"
+    );
+    let mut refused_plan = plan(&cluster, &observed);
+    refused_plan.refusals.push(crate::plan::Refusal {
+        reason: "ScaleInNotServed",
+        message: "no".to_owned(),
+    });
+    let refused = status(&refused_plan, &observed, None, &at(0));
+    assert_eq!(condition(&refused, DEGRADED).reason, "ScaleInNotServed");
+}
+
+#[test]
+fn a_spec_that_cannot_be_used_keeps_what_was_known() {
+    let cluster = cluster();
+    let observed = healthy(&cluster);
+    let before = status(&plan(&cluster, &observed), &observed, None, &at(0));
+    let after = refused(
+        Some(4),
+        "InvalidSpec",
+        "spec.mode: no",
+        Some(&before),
+        &at(1),
+    );
+    assert_eq!(after.observed_generation, Some(4));
+    assert_eq!(after.brokers, before.brokers);
+    assert_eq!(condition(&after, READY).reason, "InvalidSpec");
+    assert_eq!(condition(&after, DEGRADED).message, "spec.mode: no");
+    let failed = failed(Some(3), "ApplyFailed", "boom", Some(&before), &at(1));
+    assert_eq!(condition(&failed, READY).status, "True");
+    assert_eq!(condition(&failed, DEGRADED).message, "boom");
+    assert_eq!(failed.conditions.len(), 3);
+}
