@@ -60,7 +60,11 @@ impl<'a> RawText<'a> {
     /// The text; borrowed when it holds no escape and is UTF-8.
     pub fn to_cow(&self) -> Cow<'a, str> {
         if !self.escaped {
-            return String::from_utf8_lossy(self.bytes);
+            // Checked in bulk first: the lossy reader goes character by character.
+            return match std::str::from_utf8(self.bytes) {
+                Ok(text) => Cow::Borrowed(text),
+                Err(_) => String::from_utf8_lossy(self.bytes),
+            };
         }
         let mut out = Vec::with_capacity(self.bytes.len());
         unescape(self.bytes, &mut out);

@@ -70,22 +70,19 @@ pub fn parse(text: &[u8]) -> Result<Value, Error> {
 
 /// Writes compact JSON. Integer keys are quoted, keys of message-queue maps as `style` says.
 pub fn to_vec<T: Serialize>(body: &T, style: KeyStyle) -> Vec<u8> {
+    let written = match style {
+        KeyStyle::Escaped => serde_json::to_vec(body),
+        KeyStyle::Raw => serde_json::to_value(body).map(|value| {
+            let mut out = Vec::new();
+            write_raw(&value, &mut out);
+            out
+        }),
+    };
     // Our bodies are structs of plain data, which always serialize.
-    let text = serde_json::to_vec(body).unwrap_or_else(|error| {
+    written.unwrap_or_else(|error| {
         debug_assert!(false, "body does not serialize: {error}");
         Vec::new()
-    });
-    match style {
-        KeyStyle::Escaped => text,
-        KeyStyle::Raw => match serde_json::from_slice(&text) {
-            Ok(value) => {
-                let mut out = Vec::with_capacity(text.len());
-                write_raw(&value, &mut out);
-                out
-            }
-            Err(_) => text,
-        },
-    }
+    })
 }
 
 /// Writes compact JSON with object keys in raw form.
