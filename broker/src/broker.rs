@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
+use remoting::http::Health as _;
 use remoting::protocol::body::DataVersion;
 use remoting::server::{self, ServerConfig};
 use store::{Appended, Arrival, Clock, PutError, Store, StoreConfig, SystemClock, Watermarks};
@@ -421,6 +422,11 @@ impl Broker {
     /// Whether sends are taken at all; the store may still refuse.
     pub fn accepts_sends(&self) -> bool {
         self.phase() == Phase::Running
+    }
+
+    /// What `/readyz` says: registered with a name server, and writable; the reason when not.
+    pub fn ready(&self) -> Result<(), String> {
+        self.status.ready()
     }
 
     /// `brokerIP1:listenPort`, as registered.

@@ -17,7 +17,7 @@ use remoting::protocol::body::{
 };
 use remoting::protocol::message::body_crc;
 use remoting::protocol::{RemotingCommand, json, request_code, response_code};
-use remoting::{RemotingClient, Resolver};
+use remoting::{Connection, RemotingClient, Resolver};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -32,6 +32,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 /// Waiting for a name server's farewell longer than this would only delay the stop.
 const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Looking up the names of the name servers.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Asking a name server for the cluster's masters, and a master to create a topic.
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -154,6 +156,8 @@ impl Pending {
             state: self.state,
             servers: HashMap::new(),
             resolver: Resolver::from_env(),
+            client: RemotingClient::default(),
+            calls: JoinSet::new(),
         };
         std::thread::Builder::new()
             .name("registration".to_owned())
@@ -163,25 +167,50 @@ impl Pending {
 
 /// One name server, by address.
 struct Server {
-    registered: bool,
+    /// Over which it was registered: the name server forgets the broker when this closes.
+    connection: Option<Arc<Connection>>,
     retry: Duration,
-    next_try: Instant,
-    next_full: Instant,
+    /// When to register in full.
+    next: Instant,
+    /// One registration at a time, so that an older one never arrives after a newer one.
+    in_flight: bool,
+    /// Something changed while one was on its way.
+    again: bool,
 }
 
-/// What became of a registration at one name server: not needed, taken (with the order topics, if it told them), or failed.
-type Outcome = Result<(SocketAddr, Option<Option<KVTable>>), (SocketAddr, String)>;
+impl Server {
+    fn new(now: Instant) -> Self {
+        Self {
+            connection: None,
+            retry: FIRST_RETRY,
+            next: now,
+            in_flight: false,
+            again: false,
+        }
+    }
+
+    fn is_registered(&self) -> bool {
+        self.connection.as_ref().is_some_and(|c| c.is_open())
+    }
+}
+
+/// What became of a registration at one name server: the connection it went over and the order topics, if it told them.
+type Outcome = (
+    SocketAddr,
+    Result<(Arc<Connection>, Option<KVTable>), String>,
+);
 
 struct Worker {
     broker: Weak<Broker>,
     state: Arc<State>,
     servers: HashMap<SocketAddr, Server>,
     resolver: Resolver,
+    client: RemotingClient,
+    calls: JoinSet<Outcome>,
 }
 
 impl Worker {
     async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
-        let client = RemotingClient::default();
         let mut next_lookup = Instant::now();
         loop {
             let Some(broker) = self.broker.upgrade() else {
@@ -191,15 +220,18 @@ impl Worker {
                 self.look_up(&broker).await;
                 next_lookup = Instant::now() + interval(&broker);
             }
-            self.register_due(&client, &broker).await;
+            self.register_due(&broker);
             drop(broker);
-            let wake = self
-                .servers
-                .values()
-                .map(|s| s.next_try.min(s.next_full))
-                .fold(next_lookup, Instant::min);
+            let idle = self.servers.values().filter(|s| !s.in_flight);
+            let wake = idle.map(|s| s.next).fold(next_lookup, Instant::min);
             let command = tokio::select! {
                 command = commands.recv() => command,
+                Some(outcome) = self.calls.join_next() => {
+                    if let (Ok(outcome), Some(broker)) = (outcome, self.broker.upgrade()) {
+                        self.note(&broker, outcome);
+                    }
+                    continue;
+                }
                 () = tokio::time::sleep_until(wake) => continue,
             };
             let Some(broker) = self.broker.upgrade() else {
@@ -208,59 +240,19 @@ impl Worker {
             match command {
                 None => return,
                 Some(Command::All) => self.all_due(),
-                Some(Command::Topics(mut topics)) => {
-                    // A burst of creations becomes one registration.
-                    let mut other = None;
-                    while other.is_none() {
-                        match commands.try_recv() {
-                            Ok(Command::Topics(more)) => topics.extend(more),
-                            Ok(command) => other = Some(command),
-                            Err(_) => break,
-                        }
-                    }
-                    self.register_topics(&client, &broker, &topics).await;
-                    if let Some(command) = other
-                        && self.other(&client, &broker, command).await
-                    {
-                        return;
+                Some(Command::Topics(topics)) => self.register_topics(&broker, &topics),
+                Some(Command::Spread(topic)) => {
+                    if broker.config().auto_create_topic_on_all_masters {
+                        let servers = self.servers.keys().copied().collect();
+                        let client = self.client.clone();
+                        tokio::spawn(spread(client, servers, broker, topic));
                     }
                 }
-                Some(command) => {
-                    if self.other(&client, &broker, command).await {
-                        return;
-                    }
+                Some(Command::Stop(done)) => {
+                    self.unregister(&broker).await;
+                    let _ = done.send(());
+                    return;
                 }
-            }
-        }
-    }
-
-    /// True when it was the last command.
-    async fn other(
-        &mut self,
-        client: &RemotingClient,
-        broker: &Arc<Broker>,
-        command: Command,
-    ) -> bool {
-        match command {
-            Command::Stop(done) => {
-                self.unregister(client, broker).await;
-                let _ = done.send(());
-                true
-            }
-            Command::Spread(topic) => {
-                if broker.config().auto_create_topic_on_all_masters {
-                    let servers: Vec<SocketAddr> = self.servers.keys().copied().collect();
-                    tokio::spawn(spread(client.clone(), servers, Arc::clone(broker), topic));
-                }
-                false
-            }
-            Command::All => {
-                self.all_due();
-                false
-            }
-            Command::Topics(topics) => {
-                self.register_topics(client, broker, &topics).await;
-                false
             }
         }
     }
@@ -270,36 +262,38 @@ impl Worker {
         if list.is_empty() {
             return;
         }
-        match self.resolver.resolve(list).await {
-            Ok(addresses) => {
-                let addresses: BTreeSet<SocketAddr> = addresses.into_iter().collect();
-                let gone: Vec<SocketAddr> = self
-                    .servers
-                    .keys()
-                    .filter(|a| !addresses.contains(a))
-                    .copied()
-                    .collect();
-                // A name server that failed to resolve for a moment is kept while it answers.
-                for address in gone {
-                    if self.servers.get(&address).is_some_and(|s| !s.registered) {
+        let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, self.resolver.resolve(list)).await;
+        let now = Instant::now();
+        match looked_up {
+            Ok(Ok(addresses)) => {
+                // A name that failed to resolve for a moment costs nothing: a name server that answers is kept.
+                self.servers.retain(|address, server| {
+                    let kept = addresses.contains(address) || server.is_registered();
+                    if !kept {
                         tracing::info!(%address, "name server gone");
-                        self.servers.remove(&address);
                     }
-                }
+                    kept
+                });
                 for address in addresses {
                     self.servers.entry(address).or_insert_with(|| {
                         tracing::info!(%address, "name server found");
-                        let now = Instant::now();
-                        Server {
-                            registered: false,
-                            retry: FIRST_RETRY,
-                            next_try: now,
-                            next_full: now,
-                        }
+                        Server::new(now)
                     });
                 }
             }
-            Err(error) => self.note_error(format!("cannot resolve {list}: {error}")),
+            Ok(Err(error)) => self.note_error(format!("cannot resolve {list}: {error}")),
+            Err(_) => self.note_error(format!("looking up {list} takes too long")),
+        }
+        let mut lost = None;
+        for (address, server) in &mut self.servers {
+            if server.connection.take_if(|c| !c.is_open()).is_some() {
+                tracing::warn!(%address, "the name server closed the connection");
+                server.next = now;
+                lost = Some(format!("{address}: connection closed"));
+            }
+        }
+        if let Some(error) = lost {
+            self.note_error(error);
         }
         self.publish();
     }
@@ -307,55 +301,32 @@ impl Worker {
     fn all_due(&mut self) {
         let now = Instant::now();
         for server in self.servers.values_mut() {
-            server.next_full = now;
+            server.next = now;
+            server.again = server.in_flight;
         }
     }
 
-    async fn register_due(&mut self, client: &RemotingClient, broker: &Arc<Broker>) {
+    fn register_due(&mut self, broker: &Arc<Broker>) {
         let now = Instant::now();
-        let due: Vec<SocketAddr> = self
-            .servers
-            .iter()
-            .filter(|(_, s)| {
-                if s.registered {
-                    s.next_full <= now
-                } else {
-                    s.next_try <= now
-                }
-            })
-            .map(|(a, _)| *a)
-            .collect();
-        if due.is_empty() {
+        let due = |server: &Server| !server.in_flight && server.next <= now;
+        if !self.servers.values().any(due) {
             return;
         }
-        let config = broker.config();
-        let table = broker.topics.table();
-        let full = Registration::new(broker, table.wrapper());
-        let ask_first = !config.force_register;
-        let timeout = timeout(broker);
-        let mut calls = JoinSet::new();
-        for address in due {
-            let known = self.servers.get(&address).is_some_and(|s| s.registered);
-            let (client, full) = (client.clone(), full.clone());
-            calls.spawn(async move {
-                let result =
-                    if ask_first && known && !full.changed(&client, address, timeout).await? {
-                        Ok::<_, (SocketAddr, String)>(None)
-                    } else {
-                        full.send(&client, address, timeout).await.map(Some)
-                    };
-                result.map(|body| (address, body))
-            });
+        let full = Registration::new(broker, broker.topics.table().wrapper());
+        let ask_first = !broker.config().force_register;
+        for (&address, server) in &mut self.servers {
+            if due(server) {
+                server.in_flight = true;
+                let ask_first = ask_first && server.is_registered();
+                let call =
+                    full.clone()
+                        .send(self.client.clone(), address, timeout(broker), ask_first);
+                self.calls.spawn(call);
+            }
         }
-        self.gather(broker, calls).await;
     }
 
-    async fn register_topics(
-        &mut self,
-        client: &RemotingClient,
-        broker: &Arc<Broker>,
-        topics: &[String],
-    ) {
+    fn register_topics(&mut self, broker: &Arc<Broker>, topics: &[String]) {
         let table = broker.topics.table();
         let mut wrapper = TopicConfigSerializeWrapper {
             data_version: *table.version(),
@@ -370,72 +341,67 @@ impl Worker {
             return self.all_due();
         }
         let some = Registration::new(broker, wrapper);
-        let timeout = timeout(broker);
-        let mut calls = JoinSet::new();
-        // A name server that has no full table yet gets one anyway, soon, and refuses a table of one topic (3.2, rule 4).
-        for (&address, _) in self.servers.iter().filter(|(_, s)| s.registered) {
-            let (client, some) = (client.clone(), some.clone());
-            calls.spawn(async move {
-                some.send(&client, address, timeout)
-                    .await
-                    .map(|body| (address, Some(body)))
-            });
-        }
-        self.gather(broker, calls).await;
-    }
-
-    async fn gather(&mut self, broker: &Arc<Broker>, mut calls: JoinSet<Outcome>) {
-        let period = Duration::from_millis(
-            u64::try_from(broker.config().register_name_server_period)
-                .unwrap_or(0)
-                .clamp(*PERIOD_MS.start(), *PERIOD_MS.end()),
-        );
-        while let Some(call) = calls.join_next().await {
-            let Ok(result) = call else { continue };
-            let now = Instant::now();
-            match result {
-                Ok((address, answer)) => {
-                    if let Some(Some(ordered)) = answer {
-                        broker.topics.update_order_topics(&ordered.table);
-                    }
-                    if let Some(server) = self.servers.get_mut(&address) {
-                        if !server.registered {
-                            tracing::info!(%address, "registered");
-                        }
-                        *server = Server {
-                            registered: true,
-                            retry: FIRST_RETRY,
-                            next_try: now + period,
-                            next_full: now + period,
-                        };
-                    }
-                    self.state.ever.store(true, Ordering::Release);
-                }
-                Err((address, error)) => {
-                    if let Some(server) = self.servers.get_mut(&address) {
-                        if server.registered {
-                            tracing::warn!(%address, error, "registration failed");
-                        }
-                        server.registered = false;
-                        server.next_try = now + server.retry;
-                        server.next_full = server.next_try;
-                        server.retry = (server.retry * 2).min(LAST_RETRY);
-                    }
-                    self.note_error(format!("{address}: {error}"));
-                }
+        for (&address, server) in &mut self.servers {
+            if server.in_flight {
+                server.again = true;
+            } else if server.is_registered() {
+                // One that has no full table yet gets it soon, and would refuse a table of one topic (3.2, rule 4).
+                server.in_flight = true;
+                let call = some
+                    .clone()
+                    .send(self.client.clone(), address, timeout(broker), false);
+                self.calls.spawn(call);
             }
-            self.publish();
         }
     }
 
-    async fn unregister(&mut self, client: &RemotingClient, broker: &Broker) {
+    fn note(&mut self, broker: &Broker, outcome: Outcome) {
+        let period = u64::try_from(broker.config().register_name_server_period).unwrap_or(0);
+        let period = Duration::from_millis(period.clamp(*PERIOD_MS.start(), *PERIOD_MS.end()));
+        let (address, result) = outcome;
+        let Some(server) = self.servers.get_mut(&address) else {
+            return;
+        };
+        let now = Instant::now();
+        server.in_flight = false;
+        match result {
+            Ok((connection, ordered)) => {
+                if !server.is_registered() {
+                    tracing::info!(%address, "registered");
+                }
+                server.connection = Some(connection);
+                server.retry = FIRST_RETRY;
+                server.next = if std::mem::take(&mut server.again) {
+                    now
+                } else {
+                    now + period
+                };
+                if let Some(ordered) = ordered {
+                    broker.topics.update_order_topics(&ordered.table);
+                }
+                self.state.ever.store(true, Ordering::Release);
+            }
+            Err(error) => {
+                if server.connection.take().is_some() {
+                    tracing::warn!(%address, error, "registration failed");
+                }
+                server.again = false;
+                server.next = now + server.retry;
+                server.retry = (server.retry * 2).min(LAST_RETRY);
+                self.note_error(format!("{address}: {error}"));
+            }
+        }
+        self.publish();
+    }
+
+    async fn unregister(&mut self, broker: &Broker) {
         let mut calls = JoinSet::new();
-        for (&address, _) in self.servers.iter().filter(|(_, s)| s.registered) {
+        for (&address, _) in self.servers.iter().filter(|(_, s)| s.is_registered()) {
             let command = identity(
                 RemotingCommand::request(request_code::UNREGISTER_BROKER),
                 broker,
             );
-            let client = client.clone();
+            let client = self.client.clone();
             calls.spawn(async move {
                 (
                     address,
@@ -456,7 +422,7 @@ impl Worker {
     }
 
     fn publish(&self) {
-        let registered = self.servers.values().filter(|s| s.registered).count();
+        let registered = self.servers.values().filter(|s| s.is_registered()).count();
         self.state
             .known
             .store(self.servers.len(), Ordering::Release);
@@ -531,51 +497,67 @@ impl Registration {
         Self { command, question }
     }
 
-    async fn changed(
-        &self,
-        client: &RemotingClient,
+    /// `ask_first`: only when the name server has another version of the table.
+    async fn send(
+        self,
+        client: RemotingClient,
         address: SocketAddr,
         timeout: Duration,
-    ) -> Result<bool, (SocketAddr, String)> {
-        let answer = call(client, address, self.question.clone(), timeout).await?;
-        Ok(answer
-            .ext_fields
-            .get("changed")
-            .is_none_or(|c| c != "false"))
+        ask_first: bool,
+    ) -> Outcome {
+        (
+            address,
+            self.try_send(&client, &address.to_string(), timeout, ask_first)
+                .await,
+        )
     }
 
-    async fn send(
-        &self,
+    async fn try_send(
+        self,
         client: &RemotingClient,
-        address: SocketAddr,
+        address: &str,
         timeout: Duration,
-    ) -> Result<Option<KVTable>, (SocketAddr, String)> {
-        let answer = call(client, address, self.command.clone(), timeout).await?;
-        if answer.body.is_empty() {
-            return Ok(None);
+        ask_first: bool,
+    ) -> Result<(Arc<Connection>, Option<KVTable>), String> {
+        let connection = client
+            .connection(address)
+            .await
+            .map_err(|e| e.to_string())?;
+        if ask_first {
+            let answer = call(client, address, self.question, timeout).await?;
+            if answer.ext("changed") == Some("false") {
+                return Ok((connection, None));
+            }
         }
-        json::from_slice(&answer.body)
-            .map(Some)
-            .map_err(|e| (address, format!("answer to a registration: {e}")))
+        let answer = call(client, address, self.command, timeout).await?;
+        let ordered = match answer.body.is_empty() {
+            true => None,
+            false => Some(
+                json::from_slice(&answer.body)
+                    .map_err(|e| format!("answer to a registration: {e}"))?,
+            ),
+        };
+        Ok((connection, ordered))
     }
 }
 
 async fn call(
     client: &RemotingClient,
-    address: SocketAddr,
+    address: &str,
     command: RemotingCommand,
     timeout: Duration,
-) -> Result<RemotingCommand, (SocketAddr, String)> {
+) -> Result<RemotingCommand, String> {
     let answer = client
-        .invoke(&address.to_string(), command, timeout)
+        .invoke(address, command, timeout)
         .await
-        .map_err(|e| (address, e.to_string()))?;
+        .map_err(|e| e.to_string())?;
     if answer.code == response_code::SUCCESS {
         Ok(answer)
     } else {
-        Err((
-            address,
-            format!("code {} {}", answer.code, answer.remark.unwrap_or_default()),
+        Err(format!(
+            "code {} {}",
+            answer.code,
+            answer.remark.unwrap_or_default()
         ))
     }
 }
@@ -591,7 +573,7 @@ async fn spread(
     let mut have_it: BTreeSet<String> = BTreeSet::new();
     for server in servers {
         let question = RemotingCommand::request(request_code::GET_BROKER_CLUSTER_INFO);
-        let Ok(answer) = call(&client, server, question, SPREAD_TIMEOUT).await else {
+        let Ok(answer) = call(&client, &server.to_string(), question, SPREAD_TIMEOUT).await else {
             continue;
         };
         let Ok(info) = json::from_slice::<ClusterInfo>(&answer.body) else {
@@ -608,7 +590,7 @@ async fn spread(
         let question = RemotingCommand::request(request_code::GET_ROUTEINFO_BY_TOPIC)
             .with_ext("topic", topic.topic_name.as_str())
             .with_ext("acceptStandardJsonOnly", "true");
-        if let Ok(answer) = call(&client, server, question, SPREAD_TIMEOUT).await
+        if let Ok(answer) = call(&client, &server.to_string(), question, SPREAD_TIMEOUT).await
             && let Ok(route) = json::from_slice::<TopicRouteData>(&answer.body)
         {
             have_it.extend(route.queue_datas.into_iter().map(|q| q.broker_name));

@@ -26,6 +26,7 @@ use remoting::server::{Request, Service};
 use self::answer::{Answer, Refused as Refusal};
 use crate::broker::Broker;
 use crate::config::BrokerConfig;
+use crate::topic::Table;
 
 impl Refusal {
     fn write(self, request: &Request<'_>, out: &mut BytesMut) {
@@ -48,9 +49,9 @@ impl Refusal {
 }
 
 /// What one connection's task keeps between requests, so that the next one needs no allocation.
-#[derive(Debug)]
 pub struct Local {
     config: Option<Arc<BrokerConfig>>,
+    topics: Option<Arc<Table>>,
     /// When the first request of this socket read began.
     started: Option<Instant>,
     properties: Vec<u8>,
@@ -65,6 +66,7 @@ impl Default for Local {
     fn default() -> Self {
         Self {
             config: None,
+            topics: None,
             started: None,
             properties: Vec::new(),
             ids: String::new(),
@@ -132,6 +134,7 @@ impl Service for FrontDoor {
     fn batch_end(&self, connection: &Arc<Connection>, local: &mut Local, out: &mut BytesMut) {
         send_message::finish(&self.broker, connection, local, out);
         local.config = None;
+        local.topics = None;
     }
 
     fn closed(&self, connection: &Arc<Connection>, _local: &mut Local) {

@@ -5,25 +5,32 @@
 //! requests of one socket read, in [`finish`].
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
+use memchr::memchr;
 use remoting::Connection;
+use remoting::protocol::body::SubscriptionGroupConfig;
 use remoting::protocol::hot::SendHeader;
-use remoting::protocol::message::{batch_messages, java_string_hash};
+use remoting::protocol::message::{
+    NAME_VALUE_SEPARATOR, PROPERTY_SEPARATOR, batch_messages, java_string_hash, push_property,
+    remove_property, set_property,
+};
 use remoting::protocol::{request_code, response_code};
 use remoting::server::Request;
 use smallvec::SmallVec;
 use store::{Appended, ConsumeQueue, PutError, PutMessage, TagsCode};
 
-use super::{Local, Refusal};
+use super::Local;
+use super::answer::Refused as Refusal;
 use crate::ack::{Level, SendAnswer};
 use crate::broker::Broker;
 use crate::config::{BrokerConfig, BrokerRole, FlushDiskType};
 use crate::topic::{
     self, CreateInSend, DLQ_GROUP_TOPIC_PREFIX, MAX_TOPIC_BYTES, RETRY_GROUP_TOPIC_PREFIX,
-    SCHEDULE_TOPIC, Topic, perm,
+    SCHEDULE_TOPIC, Table, Topic, perm,
 };
 
 /// Upstream's limit: the length field is a signed short.
@@ -34,16 +41,15 @@ const DLQ_QUEUES: i32 = 1;
 const MAX_BATCH_MESSAGES: usize = 65_536;
 /// Field that marks a transaction message, in two bits of `sysFlag`.
 const TRANSACTION_BITS: i32 = 0xC;
-/// Between a property's name and its value, and after the value.
-const NAME_END: char = '\u{1}';
-const PROPERTY_END: char = '\u{2}';
+/// First version whose `maxReconsumeTimes` counts (V3_4_9).
+const VERSION_MAX_RECONSUME_TIMES: i32 = 121;
 
-/// What the broker looks at among a message's properties.
+/// What the broker looks at among a message's properties; texts as places within them.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Seen<'a> {
-    tags: &'a str,
-    keys: &'a str,
-    unique_key: &'a str,
+struct Seen {
+    tags: Range<usize>,
+    keys: Range<usize>,
+    unique_key: Range<usize>,
     no_wait: bool,
     delay: i32,
     transaction: bool,
@@ -52,52 +58,48 @@ struct Seen<'a> {
     owned_by_broker: bool,
 }
 
-fn look(properties: &str) -> Seen<'_> {
+fn look(properties: &str) -> Seen {
     let mut seen = Seen::default();
-    for property in properties.split(PROPERTY_END) {
-        let Some((name, value)) = property.split_once(NAME_END) else {
-            continue;
-        };
-        match name {
-            "TAGS" => seen.tags = value,
-            "KEYS" => seen.keys = value,
-            "UNIQ_KEY" => seen.unique_key = value,
-            "WAIT" => seen.no_wait = value == "false",
-            "DELAY" => seen.delay = value.parse().unwrap_or(0),
-            "TRAN_MSG" => seen.transaction = value == "true",
-            "TIMER_DELIVER_MS" | "TIMER_DELAY_SEC" | "TIMER_DELAY_MS" => seen.timer = true,
-            "MSG_REGION" | "TRACE_ON" | "CLUSTER" | "POP_CK" => seen.owned_by_broker = true,
-            _ => {}
+    let bytes = properties.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = memchr(PROPERTY_SEPARATOR, &bytes[at..]).map_or(bytes.len(), |n| at + n);
+        if let Some(name_end) = memchr(NAME_VALUE_SEPARATOR, &bytes[at..end]).map(|n| at + n) {
+            let place = name_end + 1..end;
+            let value = &bytes[place.clone()];
+            match &bytes[at..name_end] {
+                b"TAGS" => seen.tags = place,
+                b"KEYS" => seen.keys = place,
+                b"UNIQ_KEY" => seen.unique_key = place,
+                b"WAIT" => seen.no_wait = value == b"false",
+                b"DELAY" => seen.delay = properties[place].trim().parse().unwrap_or(0),
+                b"TRAN_MSG" => seen.transaction = value == b"true",
+                b"TIMER_DELIVER_MS" | b"TIMER_DELAY_SEC" | b"TIMER_DELAY_MS" => seen.timer = true,
+                b"MSG_REGION" | b"TRACE_ON" | b"CLUSTER" | b"POP_CK" => seen.owned_by_broker = true,
+                _ => {}
+            }
         }
+        at = end + 1;
     }
     seen
 }
 
-/// Removes properties by name, in place.
+/// Properties that the broker sets itself or must not store.
+const OWNED_BY_BROKER: &[&str] = &["MSG_REGION", "TRACE_ON", "CLUSTER", "POP_CK"];
+const TIMER_PROPERTIES: &[&str] = &["TIMER_DELIVER_MS", "TIMER_DELAY_SEC", "TIMER_DELAY_MS"];
+
 fn remove_properties(properties: &mut Vec<u8>, names: &[&str]) {
-    let text = String::from_utf8_lossy(properties).into_owned();
-    properties.clear();
-    for property in text.split(PROPERTY_END).filter(|p| !p.is_empty()) {
-        if !property
-            .split_once(NAME_END)
-            .is_some_and(|(name, _)| names.contains(&name))
-        {
-            properties.extend_from_slice(property.as_bytes());
-            properties.push(2);
-        }
+    for name in names {
+        remove_property(properties, name);
     }
 }
 
-fn push_property(properties: &mut Vec<u8>, name: &str, value: &str) {
-    properties.extend_from_slice(name.as_bytes());
-    properties.push(1);
-    properties.extend_from_slice(value.as_bytes());
-    properties.push(2);
-}
-
 fn close_properties(properties: &mut Vec<u8>) {
-    if properties.last().is_some_and(|last| *last != 2) {
-        properties.push(2);
+    if properties
+        .last()
+        .is_some_and(|last| *last != PROPERTY_SEPARATOR)
+    {
+        properties.push(PROPERTY_SEPARATOR);
     }
 }
 
@@ -133,14 +135,21 @@ pub(crate) fn append_inner(
     broker: &Broker,
     message: &InnerMessage<'_>,
 ) -> Result<Appended, PutError> {
+    let seen = look(message.properties);
     let mut properties = message.properties.as_bytes().to_vec();
     let level = message.delay_level.min(broker.max_delay_level());
     let scheduled;
     let (topic, queue_id, tags_code) = if level > 0 {
-        close_properties(&mut properties);
-        remove_properties(&mut properties, &["REAL_TOPIC", "REAL_QID"]);
-        push_property(&mut properties, "REAL_TOPIC", message.topic.name());
-        push_property(&mut properties, "REAL_QID", &message.queue_id.to_string());
+        set_property(
+            &mut properties,
+            "REAL_TOPIC",
+            message.topic.name().as_bytes(),
+        );
+        set_property(
+            &mut properties,
+            "REAL_QID",
+            message.queue_id.to_string().as_bytes(),
+        );
         scheduled = schedule_topic(broker)?;
         (
             &*scheduled,
@@ -148,16 +157,15 @@ pub(crate) fn append_inner(
             TagsCode::DelayMs(broker.delay_ms(level)),
         )
     } else {
+        let tags = &message.properties[seen.tags];
         (
             message.topic,
             message.queue_id,
-            TagsCode::Hash(tags_code(look(message.properties).tags)),
+            TagsCode::Hash(tags_code(tags)),
         )
     };
-    let seen = look(message.properties);
-    let queue = queue_of(broker, topic, queue_id)?;
     broker.store.append(&[PutMessage {
-        queue,
+        queue: queue_of(broker, topic, queue_id)?,
         flag: message.flag,
         sys_flag: message.sys_flag,
         born_timestamp: message.born_timestamp,
@@ -168,8 +176,8 @@ pub(crate) fn append_inner(
         body: message.body,
         properties: &properties,
         tags_code,
-        unique_key: seen.unique_key,
-        keys: seen.keys,
+        unique_key: &message.properties[seen.unique_key],
+        keys: &message.properties[seen.keys],
     }])
 }
 
@@ -211,166 +219,510 @@ pub(super) fn send(
     request: &Request<'_>,
     out: &mut BytesMut,
 ) {
-    match try_send(broker, connection, local, request) {
-        Ok(()) => {}
-        Err(refusal) => {
-            broker.stats.put_failed();
-            refusal.write_send(broker, request, out);
+    let started = *local.started.get_or_insert_with(Instant::now);
+    // Taken out for the call and put back, so that no reference count is touched for each message.
+    let config = local.config.take().unwrap_or_else(|| broker.config());
+    let table = local
+        .topics
+        .take()
+        .unwrap_or_else(|| broker.topics.snapshot());
+    let call = Call {
+        broker,
+        connection,
+        request,
+        config: &config,
+        table: &table,
+        started,
+    };
+    let result = call.send(local);
+    local.config = Some(config);
+    // A topic that this call created is in the next snapshot.
+    if !matches!(result, Ok(Sent { created: true })) {
+        local.topics = Some(table);
+    }
+    if let Err(refusal) = result {
+        broker.stats.put_failed();
+        refusal.write_send(broker, request, out);
+    }
+}
+
+/// One send, with what it needs to know.
+struct Call<'a> {
+    broker: &'a Arc<Broker>,
+    connection: &'a Arc<Connection>,
+    request: &'a Request<'a>,
+    config: &'a BrokerConfig,
+    table: &'a Table,
+    started: Instant,
+}
+
+struct Sent {
+    created: bool,
+}
+
+/// A topic from the snapshot, or one that was just made.
+enum Destination<'a> {
+    Known(&'a Arc<Topic>),
+    Made(Arc<Topic>),
+}
+
+impl std::ops::Deref for Destination<'_> {
+    type Target = Topic;
+
+    fn deref(&self) -> &Topic {
+        match self {
+            Self::Known(topic) => topic,
+            Self::Made(topic) => topic,
         }
     }
 }
 
-fn try_send(
-    broker: &Arc<Broker>,
-    connection: &Arc<Connection>,
-    local: &mut Local,
-    request: &Request<'_>,
-) -> Result<(), Refusal> {
-    let started = *local.started.get_or_insert_with(Instant::now);
-    let header = SendHeader::parse(&request.header)
-        .map_err(|e| Refusal::new(response_code::SYSTEM_ERROR, e.to_string()))?;
-    let config = Arc::clone(local.config(broker));
-    if !broker.accepts_sends() {
-        return Err(forbidden(broker));
-    }
-    if broker.acks.bytes_in_flight() > config.max_in_flight_bytes {
-        return Err(busy());
-    }
-    if config.start_accept_send_request_time_stamp > 0
-        && broker.clock.now_ms() < config.start_accept_send_request_time_stamp
-    {
-        return Err(Refusal::new(
-            response_code::SYSTEM_ERROR,
-            format!(
-                "broker unable to service, until {}",
-                config.start_accept_send_request_time_stamp
-            ),
-        ));
-    }
-    let batch = request.header.code == request_code::SEND_BATCH_MESSAGE || header.batch;
-    let mut topic = destination(broker, connection, &header, &config)?;
-    let mut queue_id = header.queue_id;
-    let queues = topic
-        .config
-        .read_queue_nums
-        .max(topic.config.write_queue_nums);
-    if queue_id >= queues {
-        return Err(Refusal::new(
-            response_code::SYSTEM_ERROR,
-            format!(
-                "request queueId[{queue_id}] is illegal, topic[{}] has {queues} queues, producer: {}",
-                header.topic,
-                connection.peer()
-            ),
-        ));
-    }
-    if queue_id < 0 {
-        queue_id = local.random_below(topic.config.write_queue_nums);
-    }
-    if request.body.len() > usize::try_from(config.max_message_size).unwrap_or(0) {
-        return Err(illegal(&config));
-    }
-    if batch {
-        return send_batch(
-            broker, connection, local, request, &header, &config, &topic, queue_id, started,
-        );
+impl Call<'_> {
+    fn send(&self, local: &mut Local) -> Result<Sent, Refusal> {
+        let header = SendHeader::parse(&self.request.header)?;
+        if !self.broker.accepts_sends() {
+            return Err(self.forbidden());
+        }
+        if self.broker.acks.bytes_in_flight() > self.config.max_in_flight_bytes {
+            return Err(busy());
+        }
+        let opens_at = self.config.start_accept_send_request_time_stamp;
+        if opens_at > 0 && self.broker.clock.now_ms() < opens_at {
+            return Err(Refusal::system_error(format!(
+                "broker unable to service, until {opens_at}"
+            )));
+        }
+        let topic = self.destination(&header)?;
+        let queues = topic
+            .config
+            .read_queue_nums
+            .max(topic.config.write_queue_nums);
+        let queue_id = match header.queue_id {
+            id if id >= queues => {
+                let peer = self.connection.peer();
+                return Err(Refusal::system_error(format!(
+                    "request queueId[{id}] is illegal, topic[{}] has {queues} queues, producer: {peer}",
+                    header.topic
+                )));
+            }
+            id if id < 0 => local.random_below(topic.config.write_queue_nums),
+            id => id,
+        };
+        if self.request.body.len() > usize::try_from(self.config.max_message_size).unwrap_or(0) {
+            return Err(self.illegal());
+        }
+        if self.request.header.code == request_code::SEND_BATCH_MESSAGE || header.batch {
+            self.send_batch(local, &header, &topic, queue_id)?;
+        } else {
+            self.send_one(local, &header, &topic, queue_id)?;
+        }
+        Ok(Sent {
+            created: matches!(topic, Destination::Made(_)),
+        })
     }
 
-    let Local { properties, .. } = local;
-    properties.clear();
-    header.properties.append_to(properties);
-    close_properties(properties);
-    let mut dead = false;
-    if header.topic.starts_with(RETRY_GROUP_TOPIC_PREFIX)
-        && let Some(dlq) = dead_letter(broker, &header, request.header.version)?
-    {
-        (topic, queue_id, dead) = (dlq, 0, true);
-    }
-    let plain = plain_text(properties)?;
-    let seen = look(plain);
-    let delay_level = if dead {
-        0
-    } else {
-        seen.delay.min(broker.max_delay_level())
-    };
-    if header.sys_flag & TRANSACTION_BITS != 0
-        || (seen.transaction && !(header.reconsume_times > 0 && delay_level > 0))
-    {
-        return Err(refuse_transaction(&config));
-    }
-    if seen.timer && delay_level <= 0 {
-        return Err(Refusal::new(
-            response_code::SYSTEM_ERROR,
-            "accurate timer message is not enabled, timerWheelEnable is false",
-        ));
-    }
-    let (no_wait, owned, anonymous) = (
-        seen.no_wait,
-        seen.owned_by_broker,
-        seen.unique_key.is_empty(),
-    );
-    if owned {
-        remove_properties(properties, &["MSG_REGION", "TRACE_ON", "CLUSTER", "POP_CK"]);
-    }
-    if seen_timer_with_delay(delay_level, properties) {
-        remove_properties(
+    fn send_one(
+        &self,
+        local: &mut Local,
+        header: &SendHeader<'_>,
+        topic: &Topic,
+        queue_id: i32,
+    ) -> Result<(), Refusal> {
+        let Local { properties, .. } = local;
+        properties.clear();
+        header.properties.append_to(properties);
+        close_properties(properties);
+        let mut seen = look(plain_text(properties)?);
+
+        let dead_letters;
+        let (topic, queue_id, dead) = match self.dead_letter(header)? {
+            Some(found) => {
+                dead_letters = found;
+                (&*dead_letters, 0, true)
+            }
+            None => (topic, queue_id, false),
+        };
+        let delay_level = if dead {
+            0
+        } else {
+            seen.delay.min(self.broker.max_delay_level())
+        };
+        let retried_later = header.reconsume_times > 0 && delay_level > 0;
+        if header.sys_flag & TRANSACTION_BITS != 0 || (seen.transaction && !retried_later) {
+            return Err(self.refuse_transaction());
+        }
+        if seen.timer && delay_level <= 0 {
+            return Err(Refusal::system_error(
+                "accurate timer message is not enabled, timerWheelEnable is false",
+            ));
+        }
+
+        // Rare: something must go before something is added.
+        if seen.owned_by_broker || seen.timer || dead || delay_level > 0 {
+            if seen.owned_by_broker {
+                remove_properties(properties, OWNED_BY_BROKER);
+            }
+            if seen.timer {
+                remove_properties(properties, TIMER_PROPERTIES);
+            }
+            if dead {
+                set_property(properties, "DELAY", b"0");
+            }
+            if delay_level > 0 {
+                set_property(properties, "REAL_TOPIC", topic.name().as_bytes());
+                set_property(properties, "REAL_QID", queue_id.to_string().as_bytes());
+            }
+            seen = look(plain_text(properties)?);
+        }
+        if seen.unique_key.is_empty() {
+            push_property(
+                properties,
+                "UNIQ_KEY",
+                self.broker.next_unique_key().as_bytes(),
+            );
+            seen = look(plain_text(properties)?);
+        }
+        properties.extend_from_slice(self.broker.added_properties());
+        if properties.len() > MAX_PROPERTIES_BYTES {
+            return Err(self.illegal());
+        }
+
+        let text = plain_text(properties)?;
+        let scheduled;
+        let (stored_under, stored_queue, tags_code) = if delay_level > 0 {
+            scheduled = schedule_topic(self.broker).map_err(|e| self.put_refusal(&e))?;
+            (
+                &*scheduled,
+                delay_level - 1,
+                TagsCode::DelayMs(self.broker.delay_ms(delay_level)),
+            )
+        } else {
+            (topic, queue_id, TagsCode::Hash(tags_code(&text[seen.tags])))
+        };
+        let message = PutMessage {
+            queue: queue_of(self.broker, stored_under, stored_queue)
+                .map_err(|e| self.put_refusal(&e))?,
+            flag: header.flag,
+            sys_flag: header.sys_flag,
+            born_timestamp: header.born_timestamp,
+            born_host: self.connection.peer(),
+            store_host: self.broker.store_host(),
+            reconsume_times: header.reconsume_times,
+            prepared_transaction_offset: 0,
+            body: self.request.body,
             properties,
-            &["TIMER_DELIVER_MS", "TIMER_DELAY_SEC", "TIMER_DELAY_MS"],
-        );
+            tags_code,
+            unique_key: &text[seen.unique_key],
+            keys: &text[seen.keys],
+        };
+        let appended = self.append(&[message])?;
+        self.appended(local, topic, queue_id, seen.no_wait, appended);
+        Ok(())
     }
-    if dead {
-        remove_properties(properties, &["DELAY"]);
-        push_property(properties, "DELAY", "0");
+
+    fn send_batch(
+        &self,
+        local: &mut Local,
+        header: &SendHeader<'_>,
+        topic: &Topic,
+        queue_id: i32,
+    ) -> Result<(), Refusal> {
+        let illegal = |why: String| Refusal::new(response_code::MESSAGE_ILLEGAL, why);
+        if header.topic.len() > MAX_TOPIC_BYTES {
+            return Err(illegal(format!(
+                "message topic length over {MAX_TOPIC_BYTES}"
+            )));
+        }
+        if header.topic.starts_with(RETRY_GROUP_TOPIC_PREFIX) {
+            return Err(illegal(
+                "batch request does not support retry group".to_owned(),
+            ));
+        }
+        if header.sys_flag & TRANSACTION_BITS != 0 {
+            return Err(self.refuse_transaction());
+        }
+        struct Inner<'a> {
+            flag: i32,
+            body: &'a [u8],
+            /// Where its properties begin and end among those of all.
+            properties: Range<usize>,
+            seen: Seen,
+        }
+        let Local {
+            properties: all, ..
+        } = local;
+        all.clear();
+        let mut messages: SmallVec<[Inner<'_>; 16]> = SmallVec::new();
+        for inner in batch_messages(self.request.body) {
+            let inner = inner.map_err(|e| illegal(format!("the batch cannot be read: {e}")))?;
+            if messages.len() == MAX_BATCH_MESSAGES {
+                return Err(illegal(format!(
+                    "more than {MAX_BATCH_MESSAGES} messages in a batch"
+                )));
+            }
+            let start = all.len();
+            let mut seen = look(plain_text(inner.properties)?);
+            if seen.transaction {
+                return Err(self.refuse_transaction());
+            }
+            if seen.timer || seen.delay > 0 {
+                return Err(illegal("messages of a batch cannot be delayed".to_owned()));
+            }
+            if seen.owned_by_broker || seen.unique_key.is_empty() {
+                let mut own = inner.properties.to_vec();
+                remove_properties(&mut own, OWNED_BY_BROKER);
+                if seen.unique_key.is_empty() {
+                    push_property(
+                        &mut own,
+                        "UNIQ_KEY",
+                        self.broker.next_unique_key().as_bytes(),
+                    );
+                }
+                seen = look(plain_text(&own)?);
+                all.extend_from_slice(&own);
+            } else {
+                all.extend_from_slice(inner.properties);
+            }
+            close_properties(all);
+            all.extend_from_slice(self.broker.added_properties());
+            if all.len() - start > MAX_PROPERTIES_BYTES {
+                return Err(self.illegal());
+            }
+            messages.push(Inner {
+                flag: inner.flag,
+                body: inner.body,
+                properties: start..all.len(),
+                seen,
+            });
+        }
+        if messages.is_empty() {
+            return Err(illegal("the batch is empty".to_owned()));
+        }
+        let queue = queue_of(self.broker, topic, queue_id).map_err(|e| self.put_refusal(&e))?;
+        let text = plain_text(all)?;
+        let mut puts: SmallVec<[PutMessage<'_>; 16]> = SmallVec::with_capacity(messages.len());
+        for inner in &messages {
+            let own = &text[inner.properties.clone()];
+            puts.push(PutMessage {
+                queue,
+                flag: inner.flag,
+                sys_flag: header.sys_flag,
+                born_timestamp: header.born_timestamp,
+                born_host: self.connection.peer(),
+                store_host: self.broker.store_host(),
+                reconsume_times: header.reconsume_times,
+                prepared_transaction_offset: 0,
+                body: inner.body,
+                properties: own.as_bytes(),
+                tags_code: TagsCode::Hash(tags_code(&own[inner.seen.tags.clone()])),
+                unique_key: &own[inner.seen.unique_key.clone()],
+                keys: &own[inner.seen.keys.clone()],
+            });
+        }
+        let no_wait = messages.iter().all(|m| m.seen.no_wait);
+        let appended = self.append(&puts)?;
+        drop(puts);
+        self.appended(local, topic, queue_id, no_wait, appended);
+        Ok(())
     }
-    if anonymous {
-        push_property(properties, "UNIQ_KEY", &broker.next_unique_key());
+
+    fn append(&self, messages: &[PutMessage<'_>]) -> Result<Appended, Refusal> {
+        let store = &self.broker.store;
+        let appended = match store.append(messages) {
+            Err(PutError::Busy(_)) => {
+                // The ring may be full of what this very read appended: write it and try once more.
+                store.drive();
+                store.append(messages)
+            }
+            other => other,
+        };
+        appended.map_err(|e| self.put_refusal(&e))
     }
-    properties.extend_from_slice(broker.added_properties());
-    let scheduled;
-    let (stored_topic, stored_queue, delay) = if delay_level > 0 {
-        remove_properties(properties, &["REAL_TOPIC", "REAL_QID"]);
-        push_property(properties, "REAL_TOPIC", topic.name());
-        push_property(properties, "REAL_QID", &queue_id.to_string());
-        scheduled = schedule_topic(broker).map_err(|e| put_refusal(&e, &config))?;
-        (
-            &*scheduled,
-            delay_level - 1,
-            Some(broker.delay_ms(delay_level)),
-        )
-    } else {
-        (&*topic, queue_id, None)
-    };
-    if properties.len() > MAX_PROPERTIES_BYTES {
-        return Err(illegal(&config));
-    }
-    let seen = look(plain_text(properties)?);
-    let queue =
-        queue_of(broker, stored_topic, stored_queue).map_err(|e| put_refusal(&e, &config))?;
-    let message = PutMessage {
-        queue,
-        flag: header.flag,
-        sys_flag: header.sys_flag,
-        born_timestamp: header.born_timestamp,
-        born_host: connection.peer(),
-        store_host: broker.store_host(),
-        reconsume_times: header.reconsume_times,
-        prepared_transaction_offset: 0,
-        body: request.body,
-        properties,
-        tags_code: delay.map_or_else(|| TagsCode::Hash(tags_code(seen.tags)), TagsCode::DelayMs),
-        unique_key: seen.unique_key,
-        keys: seen.keys,
-    };
-    let appended = append(broker, &mut local.driven, &[message], &config)?;
-    let bytes = u64::from(appended.records.first().map_or(0, |r| r.size));
-    broker.stats.put(topic.stats(&broker.stats), 1, bytes);
-    if !request.header.is_oneway() {
+
+    fn appended(
+        &self,
+        local: &mut Local,
+        topic: &Topic,
+        queue_id: i32,
+        no_wait: bool,
+        appended: Appended,
+    ) {
+        local.driven = true;
+        let bytes: u64 = appended.records.iter().map(|r| u64::from(r.size)).sum();
+        let messages = appended.records.len() as u64;
+        self.broker
+            .stats
+            .put(topic.stats(&self.broker.stats), messages, bytes);
+        if self.request.header.is_oneway() {
+            return;
+        }
+        let more = (appended.records.len() > 1)
+            .then(|| appended.records[1..].iter().map(|r| r.phy_offset).collect());
+        let code = if self.config.broker_role == BrokerRole::SyncMaster && !no_wait {
+            // Upstream 4.9 `HAService`: a synchronous master without a slave says so; the message is stored.
+            response_code::SLAVE_NOT_AVAILABLE
+        } else {
+            response_code::SUCCESS
+        };
+        let flushed = self.config.flush_disk_type == FlushDiskType::SyncFlush && !no_wait;
         local.pending.push(Pending {
-            level: level(&config, no_wait),
-            answer: send_answer(request, &config, no_wait, queue_id, appended, started),
+            level: if flushed {
+                Level::Flushed
+            } else {
+                Level::Written
+            },
+            answer: SendAnswer {
+                opaque: self.request.header.opaque,
+                serialize_type: self.request.serialize_type,
+                code,
+                queue_id,
+                queue_offset: appended.queue_offset,
+                phy_offset: appended.phy_offset,
+                more,
+                end: appended.end,
+                bytes: self.request.frame_len,
+                started: self.started,
+            },
         });
     }
-    Ok(())
+
+    /// The topic of the send, created when it may be.
+    fn destination(&self, header: &SendHeader<'_>) -> Result<Destination<'_>, Refusal> {
+        let name = &*header.topic;
+        let no_sends = || {
+            Refusal::new(
+                response_code::NO_PERMISSION,
+                format!("Sending message to topic[{name}] is forbidden."),
+            )
+        };
+        if let Some(topic) = self.table.get(name) {
+            if !perm::is_writable(self.config.broker_permission) && topic.config.order {
+                return Err(self.forbidden());
+            }
+            if !topic.may_be_sent_to {
+                return Err(no_sends());
+            }
+            return Ok(Destination::Known(topic));
+        }
+        topic::validate_name(name).map_err(Refusal::system_error)?;
+        if !topic::may_be_sent_to(name) {
+            return Err(no_sends());
+        }
+        let request = CreateInSend {
+            topic: name,
+            default_topic: &header.default_topic,
+            default_queue_nums: header.default_topic_queue_nums,
+            unit_mode: header.unit_mode,
+        };
+        let topics = &self.broker.topics;
+        if let Some(topic) = topics.create_in_send(request, self.connection.peer()) {
+            return Ok(Destination::Made(topic));
+        }
+        if let Some(group) = name.strip_prefix(RETRY_GROUP_TOPIC_PREFIX) {
+            self.retry_group(group)?;
+            let topic =
+                topics.create_for_group(name, 1, perm::READ | perm::WRITE, header.unit_mode);
+            return Ok(Destination::Made(topic));
+        }
+        Err(Refusal::new(
+            response_code::TOPIC_NOT_EXIST,
+            format!("topic[{name}] not exist, apply first please!"),
+        ))
+    }
+
+    fn retry_group(&self, group: &str) -> Result<Arc<SubscriptionGroupConfig>, Refusal> {
+        let absent = || {
+            Refusal::new(
+                response_code::SUBSCRIPTION_GROUP_NOT_EXIST,
+                format!("subscription group not exist, {group}"),
+            )
+        };
+        self.broker.groups.find(group).ok_or_else(absent)
+    }
+
+    /// The dead-letter topic when a message to a retry topic was tried too often (5.7).
+    fn dead_letter(&self, header: &SendHeader<'_>) -> Result<Option<Arc<Topic>>, Refusal> {
+        let Some(group) = header.topic.strip_prefix(RETRY_GROUP_TOPIC_PREFIX) else {
+            return Ok(None);
+        };
+        let config = self.retry_group(group)?;
+        let heeded = self.request.header.version >= VERSION_MAX_RECONSUME_TIMES;
+        let most = header
+            .max_reconsume_times
+            .filter(|_| heeded)
+            .unwrap_or(config.retry_max_times);
+        if header.reconsume_times <= most {
+            return Ok(None);
+        }
+        let name = format!("{DLQ_GROUP_TOPIC_PREFIX}{group}");
+        let permission = perm::READ | perm::WRITE;
+        Ok(Some(
+            self.broker
+                .topics
+                .create_for_group(&name, DLQ_QUEUES, permission, false),
+        ))
+    }
+
+    fn forbidden(&self) -> Refusal {
+        let host = self.broker.settings.advertised;
+        Refusal::new(
+            response_code::NO_PERMISSION,
+            format!("the broker[{host}] sending message is forbidden"),
+        )
+    }
+
+    fn refuse_transaction(&self) -> Refusal {
+        if self.config.reject_transaction_message {
+            return Refusal::new(
+                response_code::NO_PERMISSION,
+                "sending transaction message is forbidden",
+            );
+        }
+        let why =
+            "transaction messages are not served by this broker yet; the message was not stored";
+        Refusal::new(response_code::MESSAGE_ILLEGAL, why)
+    }
+
+    fn illegal(&self) -> Refusal {
+        let limit = self.config.max_message_size;
+        Refusal::new(
+            response_code::MESSAGE_ILLEGAL,
+            format!(
+                "the message is illegal: its body may have {limit} bytes, its properties {MAX_PROPERTIES_BYTES}"
+            ),
+        )
+    }
+
+    /// The one place where a refusal of the store becomes a response code (5.3).
+    fn put_refusal(&self, error: &PutError) -> Refusal {
+        match error {
+            PutError::NotWritable(reason) => Refusal::new(
+                response_code::SERVICE_NOT_AVAILABLE,
+                format!("service not available now: {reason}"),
+            ),
+            PutError::Busy(_) => busy(),
+            PutError::MessageTooLarge { .. }
+            | PutError::TopicTooLong(_)
+            | PutError::PropertiesTooLong(_) => self.illegal(),
+            PutError::WrongPosition { .. } => Refusal::system_error(error.to_string()),
+        }
+    }
+}
+
+fn busy() -> Refusal {
+    Refusal::new(
+        response_code::SYSTEM_BUSY,
+        "[PC_SYNCHRONIZED]broker busy, start flow control for a while",
+    )
+}
+
+fn plain_text(properties: &[u8]) -> Result<&str, Refusal> {
+    std::str::from_utf8(properties).map_err(|_| {
+        Refusal::new(
+            response_code::MESSAGE_ILLEGAL,
+            "the properties are not UTF-8",
+        )
+    })
 }
 
 /// An answer that [`finish`] gives.
@@ -398,6 +750,7 @@ pub(super) fn finish(
     }
     let (written, flushed) = (broker.store.written(), broker.store.flushed());
     let now = Instant::now();
+    let mut queued = false;
     for Pending { level, answer } in pending.drain(..) {
         let reached = match level {
             Level::Written => written,
@@ -406,366 +759,28 @@ pub(super) fn finish(
         let ready = if reached >= answer.end {
             Some(answer)
         } else {
-            broker.acks.wait(level, connection, answer, || match level {
+            let reached = || match level {
                 Level::Written => broker.store.written(),
                 Level::Flushed => broker.store.flushed(),
-            })
+            };
+            broker.acks.wait(level, connection, answer, reached)
         };
-        if let Some(answer) = ready {
-            broker
-                .acks
-                .writer()
-                .write(out, &answer, answer.code, None, ids);
-            broker
-                .metrics
-                .put_latency
-                .record(now.saturating_duration_since(answer.started));
+        match ready {
+            Some(answer) => {
+                broker
+                    .acks
+                    .writer()
+                    .write(out, &answer, answer.code, None, ids);
+                broker
+                    .metrics
+                    .put_latency
+                    .record(now.saturating_duration_since(answer.started));
+            }
+            None => queued = true,
         }
     }
     // A store that failed after the last look would leave the answers just queued without anybody to give them.
-    if let Some(reason) = broker.store.poisoned() {
+    if queued && let Some(reason) = broker.store.poisoned() {
         broker.acks.fail_all(&reason);
-    }
-}
-
-fn send_answer(
-    request: &Request<'_>,
-    config: &BrokerConfig,
-    no_wait: bool,
-    queue_id: i32,
-    appended: Appended,
-    started: Instant,
-) -> SendAnswer {
-    let more = (appended.records.len() > 1)
-        .then(|| appended.records[1..].iter().map(|r| r.phy_offset).collect());
-    let code = if config.broker_role == BrokerRole::SyncMaster && !no_wait {
-        // Upstream 4.9 `HAService`: a synchronous master without a slave says so; the message is stored.
-        response_code::SLAVE_NOT_AVAILABLE
-    } else {
-        response_code::SUCCESS
-    };
-    SendAnswer {
-        opaque: request.header.opaque,
-        serialize_type: request.serialize_type,
-        code,
-        queue_id,
-        queue_offset: appended.queue_offset,
-        phy_offset: appended.phy_offset,
-        more,
-        end: appended.end,
-        bytes: request.frame_len,
-        started,
-    }
-}
-
-fn level(config: &BrokerConfig, no_wait: bool) -> Level {
-    if config.flush_disk_type == FlushDiskType::SyncFlush && !no_wait {
-        Level::Flushed
-    } else {
-        Level::Written
-    }
-}
-
-fn append(
-    broker: &Broker,
-    driven: &mut bool,
-    messages: &[PutMessage<'_>],
-    config: &BrokerConfig,
-) -> Result<Appended, Refusal> {
-    let appended = match broker.store.append(messages) {
-        Err(PutError::Busy(_)) => {
-            // The ring may be full of what this very read appended: write it and try once more.
-            broker.store.drive();
-            broker.store.append(messages)
-        }
-        other => other,
-    };
-    let appended = appended.map_err(|e| put_refusal(&e, config))?;
-    *driven = true;
-    Ok(appended)
-}
-
-fn plain_text(properties: &[u8]) -> Result<&str, Refusal> {
-    std::str::from_utf8(properties).map_err(|_| {
-        Refusal::new(
-            response_code::MESSAGE_ILLEGAL,
-            "the properties are not UTF-8",
-        )
-    })
-}
-
-fn seen_timer_with_delay(delay_level: i32, properties: &[u8]) -> bool {
-    delay_level > 0 && std::str::from_utf8(properties).is_ok_and(|p| look(p).timer)
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one call site; a struct would only name the same things twice"
-)]
-fn send_batch(
-    broker: &Arc<Broker>,
-    connection: &Arc<Connection>,
-    local: &mut Local,
-    request: &Request<'_>,
-    header: &SendHeader<'_>,
-    config: &BrokerConfig,
-    topic: &Arc<Topic>,
-    queue_id: i32,
-    started: Instant,
-) -> Result<(), Refusal> {
-    if header.topic.len() > MAX_TOPIC_BYTES {
-        return Err(Refusal::new(
-            response_code::MESSAGE_ILLEGAL,
-            format!("message topic length over {MAX_TOPIC_BYTES}"),
-        ));
-    }
-    if header.topic.starts_with(RETRY_GROUP_TOPIC_PREFIX) {
-        return Err(Refusal::new(
-            response_code::MESSAGE_ILLEGAL,
-            "batch request does not support retry group",
-        ));
-    }
-    if header.sys_flag & TRANSACTION_BITS != 0 {
-        return Err(refuse_transaction(config));
-    }
-    struct Inner<'a> {
-        flag: i32,
-        body: &'a [u8],
-        properties: std::ops::Range<usize>,
-    }
-    let Local { properties, .. } = local;
-    properties.clear();
-    let mut messages: SmallVec<[Inner<'_>; 32]> = SmallVec::new();
-    for inner in batch_messages(request.body) {
-        let inner = inner.map_err(|e| {
-            Refusal::new(
-                response_code::MESSAGE_ILLEGAL,
-                format!("the batch cannot be read: {e}"),
-            )
-        })?;
-        if messages.len() == MAX_BATCH_MESSAGES {
-            return Err(Refusal::new(
-                response_code::MESSAGE_ILLEGAL,
-                format!("more than {MAX_BATCH_MESSAGES} messages in a batch"),
-            ));
-        }
-        let start = properties.len();
-        let own = plain_text(inner.properties)?;
-        let seen = look(own);
-        if seen.transaction {
-            return Err(refuse_transaction(config));
-        }
-        if seen.timer || seen.delay > 0 {
-            return Err(Refusal::new(
-                response_code::MESSAGE_ILLEGAL,
-                "messages of a batch cannot be delayed",
-            ));
-        }
-        if seen.owned_by_broker {
-            let mut cleaned = inner.properties.to_vec();
-            remove_properties(
-                &mut cleaned,
-                &["MSG_REGION", "TRACE_ON", "CLUSTER", "POP_CK"],
-            );
-            properties.extend_from_slice(&cleaned);
-        } else {
-            properties.extend_from_slice(inner.properties);
-        }
-        if properties.len() > start {
-            close_properties(properties);
-        }
-        if seen.unique_key.is_empty() {
-            push_property(properties, "UNIQ_KEY", &broker.next_unique_key());
-        }
-        properties.extend_from_slice(broker.added_properties());
-        if properties.len() - start > MAX_PROPERTIES_BYTES {
-            return Err(illegal(config));
-        }
-        messages.push(Inner {
-            flag: inner.flag,
-            body: inner.body,
-            properties: start..properties.len(),
-        });
-    }
-    if messages.is_empty() {
-        return Err(Refusal::new(
-            response_code::MESSAGE_ILLEGAL,
-            "the batch is empty",
-        ));
-    }
-    let queue = queue_of(broker, topic, queue_id).map_err(|e| put_refusal(&e, config))?;
-    let mut no_wait = false;
-    let mut puts: SmallVec<[PutMessage<'_>; 32]> = SmallVec::with_capacity(messages.len());
-    for inner in &messages {
-        let own = &properties[inner.properties.clone()];
-        let seen = look(plain_text(own)?);
-        no_wait = seen.no_wait;
-        puts.push(PutMessage {
-            queue,
-            flag: inner.flag,
-            sys_flag: header.sys_flag,
-            born_timestamp: header.born_timestamp,
-            born_host: connection.peer(),
-            store_host: broker.store_host(),
-            reconsume_times: header.reconsume_times,
-            prepared_transaction_offset: 0,
-            body: inner.body,
-            properties: own,
-            tags_code: TagsCode::Hash(tags_code(seen.tags)),
-            unique_key: seen.unique_key,
-            keys: seen.keys,
-        });
-    }
-    let appended = append(broker, &mut local.driven, &puts, config)?;
-    let bytes: u64 = appended.records.iter().map(|r| u64::from(r.size)).sum();
-    broker.stats.put(
-        topic.stats(&broker.stats),
-        appended.records.len() as u64,
-        bytes,
-    );
-    if !request.header.is_oneway() {
-        local.pending.push(Pending {
-            level: level(config, no_wait),
-            answer: send_answer(request, config, no_wait, queue_id, appended, started),
-        });
-    }
-    Ok(())
-}
-
-/// The topic of a send, created when it may be.
-fn destination(
-    broker: &Arc<Broker>,
-    connection: &Connection,
-    header: &SendHeader<'_>,
-    config: &BrokerConfig,
-) -> Result<Arc<Topic>, Refusal> {
-    if let Some(topic) = broker.topics.get(&header.topic) {
-        if !perm::is_writable(config.broker_permission) && topic.config.order {
-            return Err(forbidden(broker));
-        }
-        if !topic::may_be_sent_to(topic.name()) {
-            return Err(Refusal::new(
-                response_code::NO_PERMISSION,
-                format!("Sending message to topic[{}] is forbidden.", header.topic),
-            ));
-        }
-        return Ok(topic);
-    }
-    topic::validate_name(&header.topic)
-        .map_err(|e| Refusal::new(response_code::SYSTEM_ERROR, e))?;
-    if !topic::may_be_sent_to(&header.topic) {
-        return Err(Refusal::new(
-            response_code::NO_PERMISSION,
-            format!("Sending message to topic[{}] is forbidden.", header.topic),
-        ));
-    }
-    let request = CreateInSend {
-        topic: &header.topic,
-        default_topic: &header.default_topic,
-        default_queue_nums: header.default_topic_queue_nums,
-        unit_mode: header.unit_mode,
-    };
-    if let Some(topic) = broker.topics.create_in_send(request, connection.peer()) {
-        return Ok(topic);
-    }
-    if header.topic.starts_with(RETRY_GROUP_TOPIC_PREFIX) {
-        return Ok(broker.topics.create_for_group(
-            &header.topic,
-            1,
-            perm::READ | perm::WRITE,
-            header.unit_mode,
-        ));
-    }
-    Err(Refusal::new(
-        response_code::TOPIC_NOT_EXIST,
-        format!("topic[{}] not exist, apply first please!", header.topic),
-    ))
-}
-
-/// First version whose `maxReconsumeTimes` counts (V3_4_9).
-const VERSION_MAX_RECONSUME_TIMES: i32 = 121;
-
-/// The dead-letter topic when a message to a retry topic was tried too often (5.7).
-fn dead_letter(
-    broker: &Broker,
-    header: &SendHeader<'_>,
-    version: i32,
-) -> Result<Option<Arc<Topic>>, Refusal> {
-    let group = &header.topic[RETRY_GROUP_TOPIC_PREFIX.len()..];
-    let Some(config) = broker.groups.find(group) else {
-        return Err(Refusal::new(
-            response_code::SUBSCRIPTION_GROUP_NOT_EXIST,
-            format!("subscription group not exist, {group}"),
-        ));
-    };
-    let asked = header
-        .max_reconsume_times
-        .filter(|_| version >= VERSION_MAX_RECONSUME_TIMES);
-    if header.reconsume_times <= asked.unwrap_or(config.retry_max_times) {
-        return Ok(None);
-    }
-    let name = format!("{DLQ_GROUP_TOPIC_PREFIX}{group}");
-    Ok(Some(broker.topics.create_for_group(
-        &name,
-        DLQ_QUEUES,
-        perm::READ | perm::WRITE,
-        false,
-    )))
-}
-
-fn forbidden(broker: &Broker) -> Refusal {
-    Refusal::new(
-        response_code::NO_PERMISSION,
-        format!(
-            "the broker[{}] sending message is forbidden",
-            broker.settings.advertised
-        ),
-    )
-}
-
-fn busy() -> Refusal {
-    Refusal::new(
-        response_code::SYSTEM_BUSY,
-        "[PC_SYNCHRONIZED]broker busy, start flow control for a while",
-    )
-}
-
-fn refuse_transaction(config: &BrokerConfig) -> Refusal {
-    if config.reject_transaction_message {
-        return Refusal::new(
-            response_code::NO_PERMISSION,
-            "sending transaction message is forbidden",
-        );
-    }
-    Refusal::new(
-        response_code::MESSAGE_ILLEGAL,
-        "transaction messages are not served by this broker yet; the message was not stored",
-    )
-}
-
-fn illegal(config: &BrokerConfig) -> Refusal {
-    Refusal::new(
-        response_code::MESSAGE_ILLEGAL,
-        format!(
-            "the message is illegal, maybe msg body or properties length not matched. msg body length limit {}B, msg properties length limit 32KB.",
-            config.max_message_size
-        ),
-    )
-}
-
-/// The one place where a refusal of the store becomes a response code (5.3).
-pub(crate) fn put_refusal(error: &PutError, config: &BrokerConfig) -> Refusal {
-    match error {
-        PutError::NotWritable(reason) => Refusal::new(
-            response_code::SERVICE_NOT_AVAILABLE,
-            format!("service not available now: {reason}"),
-        ),
-        PutError::Busy(_) => busy(),
-        PutError::MessageTooLarge { .. }
-        | PutError::TopicTooLong(_)
-        | PutError::PropertiesTooLong(_) => illegal(config),
-        PutError::WrongPosition { .. } => {
-            Refusal::new(response_code::SYSTEM_ERROR, error.to_string())
-        }
     }
 }

@@ -94,6 +94,8 @@ const UNIT_SUB: i32 = 2;
 pub struct Topic {
     /// What was configured.
     pub config: TopicConfig,
+    /// Whether clients may send to it at all.
+    pub may_be_sent_to: bool,
     queues: Box<[OnceLock<Arc<ConsumeQueue>>]>,
     stats: OnceLock<TopicStats>,
     group_stats: RwLock<HashMap<Box<str>, GroupStats>>,
@@ -110,6 +112,7 @@ impl Topic {
                 .unwrap_or_default()
         };
         Self {
+            may_be_sent_to: may_be_sent_to(&config.topic_name),
             config,
             queues: (0..count).map(kept).collect(),
             stats: OnceLock::new(),
@@ -272,6 +275,11 @@ impl TopicConfigManager {
     /// The topics as they are now.
     pub fn table(&self) -> arc_swap::Guard<Arc<Table>> {
         self.table.load()
+    }
+
+    /// The topics as they are now, to keep for a while.
+    pub fn snapshot(&self) -> Arc<Table> {
+        self.table.load_full()
     }
 
     /// A topic by name.

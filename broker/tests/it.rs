@@ -1,0 +1,793 @@
+//! A broker in this process, a name server beside it, real bytes between them.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker::{Broker, BrokerConfig};
+use namesrv::{NameServer, NamesrvConfig};
+use remoting::protocol::body::{
+    ConsumerData, HeartbeatData, ProducerData, SubscriptionData, TopicRouteData,
+};
+use remoting::protocol::message::{self, BatchMessage, MessageId, RecordView};
+use remoting::protocol::{RemotingCommand, SerializeType, json, request_code, response_code};
+use remoting::{ClientConfig, RemotingClient};
+
+const CALL: Duration = Duration::from_secs(10);
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..4_000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("never: {what}");
+}
+
+async fn name_server(folder: &Path) -> NameServer {
+    let config = NamesrvConfig {
+        bind_address: "127.0.0.1".to_owned(),
+        listen_port: 0,
+        http_port: 0,
+        kv_config_path: folder.join("kvConfig.json"),
+        ..NamesrvConfig::default()
+    };
+    NameServer::start(config).await.unwrap()
+}
+
+fn config(folder: &Path, name: &str, namesrv: Option<&NameServer>) -> BrokerConfig {
+    BrokerConfig {
+        broker_cluster_name: "test".to_owned(),
+        broker_name: name.to_owned(),
+        bind_address: "127.0.0.1".to_owned(),
+        listen_port: 0,
+        http_port: 0,
+        namesrv_addr: namesrv.map(|n| n.address().to_string()).unwrap_or_default(),
+        store_path_root_dir: folder.join(name).to_string_lossy().into_owned(),
+        mapped_file_size_commit_log: 4 << 20,
+        mapped_file_size_consume_queue: 20_000,
+        max_hash_slot_num: 1_000,
+        max_index_num: 4_000,
+        tail_ring_bytes: 1 << 20,
+        shutdown_drain_ms: 200,
+        ..BrokerConfig::default()
+    }
+}
+
+async fn start(config: BrokerConfig) -> Arc<Broker> {
+    let registers = !config.namesrv_addr.is_empty();
+    let broker = Broker::start(config.validate().unwrap()).await.unwrap();
+    if registers {
+        until("registered", || broker.ready().is_ok()).await;
+    }
+    broker
+}
+
+struct Client {
+    client: RemotingClient,
+    address: String,
+}
+
+impl Client {
+    fn of(broker: &Broker) -> Self {
+        Self::at(broker.listen_address(), SerializeType::Json)
+    }
+
+    fn at(address: SocketAddr, serialize_type: SerializeType) -> Self {
+        let config = ClientConfig {
+            serialize_type,
+            ..ClientConfig::default()
+        };
+        Self {
+            client: RemotingClient::new(config),
+            address: address.to_string(),
+        }
+    }
+
+    async fn call(&self, command: RemotingCommand) -> RemotingCommand {
+        self.client
+            .invoke(&self.address, command, CALL)
+            .await
+            .unwrap()
+    }
+
+    async fn send(&self, topic: &str, properties: &str, body: &[u8]) -> RemotingCommand {
+        self.call(send(topic, properties, body)).await
+    }
+
+    async fn pull(
+        &self,
+        topic: &str,
+        queue: i32,
+        offset: i64,
+        expression: &str,
+        suspend_ms: u64,
+    ) -> RemotingCommand {
+        self.call(pull(topic, queue, offset, expression, suspend_ms))
+            .await
+    }
+}
+
+fn properties(pairs: &[(&str, &str)]) -> String {
+    pairs
+        .iter()
+        .map(|(name, value)| format!("{name}\u{1}{value}\u{2}"))
+        .collect()
+}
+
+fn send(topic: &str, properties: &str, body: &[u8]) -> RemotingCommand {
+    RemotingCommand::request(request_code::SEND_MESSAGE_V2)
+        .with_ext("a", "producers")
+        .with_ext("b", topic)
+        .with_ext("c", "TBW102")
+        .with_ext("d", "4")
+        .with_ext("e", "0")
+        .with_ext("f", "0")
+        .with_ext("g", "1700000000000")
+        .with_ext("h", "7")
+        .with_ext("i", properties)
+        .with_ext("j", "0")
+        .with_ext("k", "false")
+        .with_ext("m", "false")
+        .with_body(body.to_vec())
+}
+
+fn pull(
+    topic: &str,
+    queue: i32,
+    offset: i64,
+    expression: &str,
+    suspend_ms: u64,
+) -> RemotingCommand {
+    let suspend = if suspend_ms > 0 { 2 } else { 0 };
+    RemotingCommand::request(request_code::PULL_MESSAGE)
+        .with_ext("consumerGroup", "consumers")
+        .with_ext("topic", topic)
+        .with_ext("queueId", queue.to_string())
+        .with_ext("queueOffset", offset.to_string())
+        .with_ext("maxMsgNums", "32")
+        .with_ext("sysFlag", (4 | suspend).to_string())
+        .with_ext("commitOffset", "0")
+        .with_ext("suspendTimeoutMillis", suspend_ms.to_string())
+        .with_ext("subscription", expression)
+        .with_ext("subVersion", "0")
+        .with_ext("expressionType", "TAG")
+}
+
+fn bodies(answer: &RemotingCommand) -> Vec<String> {
+    message::records(&answer.body)
+        .map(|r| String::from_utf8_lossy(r.unwrap().body).into_owned())
+        .collect()
+}
+
+fn ext<'a>(answer: &'a RemotingCommand, key: &str) -> &'a str {
+    answer
+        .ext(key)
+        .unwrap_or_else(|| panic!("no {key} in {answer:?}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_goes_in_and_comes_out_by_queue_by_id_and_by_key() {
+    let folder = tempfile::tempdir().unwrap();
+    for serialize_type in [SerializeType::Json, SerializeType::RocketMq] {
+        let broker = start(config(
+            folder.path(),
+            &format!("b{}", serialize_type as u8),
+            None,
+        ))
+        .await;
+        let client = Client::at(broker.listen_address(), serialize_type);
+        let given = properties(&[
+            ("KEYS", "one two"),
+            ("UNIQ_KEY", "U1"),
+            ("TAGS", "TagA"),
+            ("colour", "gr\u{fc}n"),
+        ]);
+        let sent = client.send("T", &given, b"hello").await;
+        assert_eq!(
+            (sent.code, sent.serialize_type),
+            (response_code::SUCCESS, serialize_type),
+            "{sent:?}"
+        );
+        assert_eq!(
+            (ext(&sent, "MSG_REGION"), ext(&sent, "TRACE_ON")),
+            ("DefaultRegion", "true")
+        );
+        assert_eq!(
+            (ext(&sent, "queueId"), ext(&sent, "queueOffset")),
+            ("0", "0")
+        );
+        let id = MessageId::parse(ext(&sent, "msgId")).unwrap();
+        assert_eq!(id.host, broker.store_host());
+
+        let pulled = client.pull("T", 0, 0, "*", 0).await;
+        assert_eq!(
+            (pulled.code, pulled.remark.as_deref()),
+            (response_code::SUCCESS, Some("FOUND"))
+        );
+        assert_eq!(
+            (
+                ext(&pulled, "nextBeginOffset"),
+                ext(&pulled, "minOffset"),
+                ext(&pulled, "maxOffset")
+            ),
+            ("1", "0", "1")
+        );
+        let record = RecordView::parse(&pulled.body).unwrap();
+        assert!(record.crc_ok());
+        assert_eq!(
+            (record.body, record.flag, record.born_timestamp),
+            (&b"hello"[..], 7, 1_700_000_000_000)
+        );
+        assert_eq!(record.message_id(), id);
+        for (name, value) in [
+            ("colour", "gr\u{fc}n"),
+            ("CLUSTER", "test"),
+            ("MSG_REGION", "DefaultRegion"),
+            ("TRACE_ON", "true"),
+            ("UNIQ_KEY", "U1"),
+        ] {
+            assert_eq!(record.property(name), Some(value.as_bytes()), "{name}");
+        }
+
+        let viewed = client
+            .call(
+                RemotingCommand::request(request_code::VIEW_MESSAGE_BY_ID)
+                    .with_ext("offset", id.offset.to_string()),
+            )
+            .await;
+        assert_eq!(viewed.body, pulled.body);
+        for (key, unique) in [("one", false), ("two", false), ("U1", true)] {
+            let query = RemotingCommand::request(request_code::QUERY_MESSAGE)
+                .with_ext("topic", "T")
+                .with_ext("key", key)
+                .with_ext("maxNum", "32")
+                .with_ext("beginTimestamp", "0")
+                .with_ext("endTimestamp", i64::MAX.to_string())
+                .with_ext("_UNIQUE_KEY_QUERY", unique.to_string());
+            let found = client.call(query).await;
+            assert_eq!(found.body, pulled.body, "{key}");
+        }
+        broker.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_a_send_creates_appears_on_every_master_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = name_server(folder.path()).await;
+    let first = start(config(folder.path(), "broker-a", Some(&names))).await;
+    let second = start(config(folder.path(), "broker-b", Some(&names))).await;
+    let sent = Client::of(&first).send("Fresh", "", b"x").await;
+    assert_eq!(sent.code, response_code::SUCCESS);
+    assert_eq!(
+        first.topics.get("Fresh").unwrap().config.write_queue_nums,
+        4,
+        "the producer's four queues, not the template's eight"
+    );
+    assert_eq!(first.topics.get("Fresh").unwrap().config.perm, 6);
+    until("on the other master", || {
+        second.topics.get("Fresh").is_some()
+    })
+    .await;
+
+    let route =
+        RemotingCommand::request(request_code::GET_ROUTEINFO_BY_TOPIC).with_ext("topic", "Fresh");
+    let client = RemotingClient::default();
+    let mut brokers = Vec::new();
+    for _ in 0..1_000 {
+        let answer = client
+            .invoke(&names.address().to_string(), route.clone(), CALL)
+            .await
+            .unwrap();
+        if answer.code == response_code::SUCCESS {
+            let data: TopicRouteData = json::from_slice(&answer.body).unwrap();
+            brokers = data
+                .queue_datas
+                .iter()
+                .map(|q| (q.broker_name.clone(), q.write_queue_nums))
+                .collect();
+            brokers.sort();
+            if brokers.len() == 2 {
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(
+        brokers,
+        [("broker-a".to_owned(), 4), ("broker-b".to_owned(), 4)]
+    );
+    first.shutdown().await;
+    second.shutdown().await;
+    names.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_pull_is_woken_by_a_message_that_it_wants() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(config(folder.path(), "b", None)).await;
+    let client = Client::of(&broker);
+    client.send("T", "", b"first").await;
+    let waiting = tokio::spawn({
+        let client = Client::of(&broker);
+        async move { client.pull("T", 0, 1, "TagA || TagB", 30_000).await }
+    });
+    until("waiting", || broker.held.len() == 1).await;
+    client
+        .send("T", &properties(&[("TAGS", "TagC")]), b"unwanted")
+        .await;
+    assert_eq!(broker.held.len(), 1, "another tag wakes nobody");
+    client
+        .send("T", &properties(&[("TAGS", "TagB")]), b"wanted")
+        .await;
+    let answer = waiting.await.unwrap();
+    assert_eq!(bodies(&answer), ["wanted"]);
+    assert_eq!(ext(&answer, "nextBeginOffset"), "3");
+
+    let over = client.pull("T", 0, 3, "*", 30).await;
+    assert_eq!(
+        (over.code, over.remark.as_deref()),
+        (response_code::PULL_NOT_FOUND, Some("OFFSET_OVERFLOW_ONE"))
+    );
+    assert_eq!(ext(&over, "nextBeginOffset"), "3");
+
+    let gone = Client::of(&broker);
+    let waiting = tokio::spawn({
+        let (client, address) = (gone.client.clone(), gone.address.clone());
+        async move {
+            client
+                .invoke(&address, pull("T", 0, 3, "*", 30_000), CALL)
+                .await
+        }
+    });
+    until("waiting again", || broker.held.len() == 1).await;
+    gone.client.disconnect(&gone.address);
+    until("a closed connection takes its pulls along", || {
+        broker.held.is_empty()
+    })
+    .await;
+    assert!(waiting.await.unwrap().is_err());
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_carry_upstreams_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(BrokerConfig {
+        max_message_size: 2_048,
+        auto_create_subscription_group: false,
+        ..config(folder.path(), "b", None)
+    })
+    .await;
+    let client = Client::of(&broker);
+    client.send("T", "", b"x").await;
+    let big = vec![b'x'; 2_049];
+    for (what, command, code) in [
+        (
+            "body too long",
+            send("T", "", &big),
+            response_code::MESSAGE_ILLEGAL,
+        ),
+        (
+            "properties too long",
+            send("T", &properties(&[("k", &"v".repeat(32_700))]), b"x"),
+            response_code::MESSAGE_ILLEGAL,
+        ),
+        (
+            "queue out of range",
+            send("T", "", b"x").with_ext("e", "4"),
+            response_code::SYSTEM_ERROR,
+        ),
+        (
+            "bad name",
+            send("a.b", "", b"x"),
+            response_code::SYSTEM_ERROR,
+        ),
+        (
+            "system topic",
+            send("SCHEDULE_TOPIC_XXXX", "", b"x"),
+            response_code::NO_PERMISSION,
+        ),
+        (
+            "no template",
+            send("New", "", b"x").with_ext("c", "nowhere"),
+            response_code::TOPIC_NOT_EXIST,
+        ),
+        (
+            "retry topic of no group",
+            send("%RETRY%nobody", "", b"x"),
+            response_code::SUBSCRIPTION_GROUP_NOT_EXIST,
+        ),
+        (
+            "transaction",
+            send(
+                "T",
+                &properties(&[("TRAN_MSG", "true"), ("PGROUP", "p")]),
+                b"x",
+            )
+            .with_ext("f", "4"),
+            response_code::MESSAGE_ILLEGAL,
+        ),
+        (
+            "delivery time",
+            send("T", &properties(&[("TIMER_DELAY_SEC", "9")]), b"x"),
+            response_code::SYSTEM_ERROR,
+        ),
+        (
+            "unknown group",
+            pull("T", 0, 0, "*", 0),
+            response_code::SUBSCRIPTION_GROUP_NOT_EXIST,
+        ),
+        (
+            "unknown topic",
+            pull("Nowhere", 0, 0, "*", 0).with_ext("consumerGroup", "TOOLS_CONSUMER"),
+            response_code::TOPIC_NOT_EXIST,
+        ),
+        (
+            "no such queue",
+            pull("T", 9, 0, "*", 0).with_ext("consumerGroup", "TOOLS_CONSUMER"),
+            response_code::SYSTEM_ERROR,
+        ),
+        (
+            "SQL92",
+            pull("T", 0, 0, "a = 1", 0)
+                .with_ext("consumerGroup", "TOOLS_CONSUMER")
+                .with_ext("expressionType", "SQL92"),
+            response_code::SYSTEM_ERROR,
+        ),
+        (
+            "no tag",
+            pull("T", 0, 0, "||", 0).with_ext("consumerGroup", "TOOLS_CONSUMER"),
+            response_code::SUBSCRIPTION_PARSE_FAILED,
+        ),
+        (
+            "not subscribed",
+            pull("T", 0, 0, "", 0)
+                .with_ext("consumerGroup", "TOOLS_CONSUMER")
+                .with_ext("sysFlag", "0"),
+            response_code::SUBSCRIPTION_NOT_EXIST,
+        ),
+        (
+            "beyond the end",
+            pull("T", 0, 5, "*", 0).with_ext("consumerGroup", "TOOLS_CONSUMER"),
+            response_code::PULL_OFFSET_MOVED,
+        ),
+        (
+            "unknown code",
+            RemotingCommand::request(9_999),
+            response_code::REQUEST_CODE_NOT_SUPPORTED,
+        ),
+        (
+            "no header",
+            RemotingCommand::request(request_code::SEND_MESSAGE_V2),
+            response_code::SYSTEM_ERROR,
+        ),
+    ] {
+        let answer = client.call(command).await;
+        assert_eq!(answer.code, code, "{what}: {answer:?}");
+        assert!(answer.remark.is_some(), "{what} has a reason");
+    }
+    assert_eq!(
+        client.pull("T", 0, 0, "*", 0).await.code,
+        response_code::SUBSCRIPTION_GROUP_NOT_EXIST
+    );
+    assert_eq!(
+        broker.store.max_offset("T", 0),
+        1,
+        "nothing refused was stored"
+    );
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_consecutive_records_with_an_id_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(config(folder.path(), "b", None)).await;
+    let client = Client::of(&broker);
+    let mut body = Vec::new();
+    for n in 0..3 {
+        let given = properties(&[
+            ("UNIQ_KEY", &format!("U{n}")),
+            ("TAGS", if n == 1 { "B" } else { "A" }),
+        ]);
+        let text = format!("m{n}");
+        let one = BatchMessage {
+            flag: 0,
+            body: text.as_bytes(),
+            properties: given.as_bytes(),
+        };
+        message::push_batch_message(&mut body, &one).unwrap();
+    }
+    let mut command = send("T", "", &body).with_ext("m", "true");
+    command.code = request_code::SEND_BATCH_MESSAGE;
+    let sent = client.call(command.clone()).await;
+    assert_eq!(sent.code, response_code::SUCCESS, "{sent:?}");
+    let ids: Vec<MessageId> = ext(&sent, "msgId")
+        .split(',')
+        .map(|id| MessageId::parse(id).unwrap())
+        .collect();
+    let pulled = client.pull("T", 0, 0, "*", 0).await;
+    assert_eq!(bodies(&pulled), ["m0", "m1", "m2"]);
+    let stored: Vec<MessageId> = message::records(&pulled.body)
+        .map(|r| r.unwrap().message_id())
+        .collect();
+    assert_eq!(stored, ids);
+    assert_eq!(bodies(&client.pull("T", 0, 0, "B", 0).await), ["m1"]);
+
+    command.body = command.body.slice(..command.body.len() - 1);
+    assert_eq!(
+        client.call(command.clone()).await.code,
+        response_code::MESSAGE_ILLEGAL,
+        "cut short"
+    );
+    command
+        .ext_fields
+        .insert("b".to_owned(), "%RETRY%consumers".to_owned());
+    assert_eq!(
+        client.call(command).await.code,
+        response_code::MESSAGE_ILLEGAL
+    );
+    assert_eq!(broker.store.max_offset("T", 0), 3);
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delayed_message_arrives_when_it_is_due() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(config(folder.path(), "b", None)).await;
+    let client = Client::of(&broker);
+    client.send("T", "", b"now").await;
+    let sent = client
+        .send("T", &properties(&[("DELAY", "1"), ("TAGS", "A")]), b"later")
+        .await;
+    assert_eq!(sent.code, response_code::SUCCESS);
+    assert_eq!(bodies(&client.pull("T", 0, 0, "*", 0).await), ["now"]);
+    let waiting = client.call(pull("SCHEDULE_TOPIC_XXXX", 0, 0, "*", 0)).await;
+    let record = RecordView::parse(&waiting.body).unwrap();
+    assert_eq!(
+        (record.property("REAL_TOPIC"), record.property("REAL_QID")),
+        (Some(&b"T"[..]), Some(&b"0"[..]))
+    );
+    let arrived = client.pull("T", 0, 1, "A", 20_000).await;
+    assert_eq!(bodies(&arrived), ["later"]);
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_sync_flush_an_answer_means_flushed() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(BrokerConfig {
+        flush_disk_type: broker::config::FlushDiskType::SyncFlush,
+        ..config(folder.path(), "b", None)
+    })
+    .await;
+    let client = Client::of(&broker);
+    for n in 0..20 {
+        let sent = client.send("T", "", format!("{n}").as_bytes()).await;
+        assert_eq!(sent.code, response_code::SUCCESS);
+        let id = MessageId::parse(ext(&sent, "msgId")).unwrap();
+        assert!(broker.store.flushed() > u64::try_from(id.offset).unwrap());
+    }
+    let sent = client
+        .send("T", &properties(&[("WAIT", "false")]), b"in a hurry")
+        .await;
+    assert_eq!(sent.code, response_code::SUCCESS);
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_sends_at_once_are_each_answered_and_each_stored_once() {
+    const CONNECTIONS: usize = 8;
+    const EACH: usize = 200;
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(config(folder.path(), "b", None)).await;
+    Client::of(&broker).send("T", "", b"first").await;
+    let mut senders = tokio::task::JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let client = Client::of(&broker);
+        senders.spawn(async move {
+            let client = Arc::new(client);
+            let mut calls = tokio::task::JoinSet::new();
+            for n in 0..EACH {
+                let client = Arc::clone(&client);
+                calls.spawn(async move {
+                    let sent = client.send("T", "", format!("{n}").as_bytes()).await;
+                    assert_eq!(sent.code, response_code::SUCCESS, "{sent:?}");
+                    ext(&sent, "queueOffset").parse::<i64>().unwrap()
+                });
+            }
+            calls.join_all().await
+        });
+    }
+    let mut offsets: Vec<i64> = senders.join_all().await.into_iter().flatten().collect();
+    offsets.sort_unstable();
+    let expect: Vec<i64> = (1..=i64::try_from(CONNECTIONS * EACH).unwrap()).collect();
+    assert_eq!(offsets, expect);
+    assert_eq!(broker.acks.waiting(), 0);
+    assert_eq!(broker.acks.bytes_in_flight(), 0);
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_broker_survives_its_restart_and_says_good_bye_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = name_server(folder.path()).await;
+    let broker = start(config(folder.path(), "b", Some(&names))).await;
+    let client = Client::of(&broker);
+    for n in 0..10 {
+        client
+            .send(
+                "T",
+                &properties(&[("KEYS", "k")]),
+                format!("{n}").as_bytes(),
+            )
+            .await;
+    }
+    let heartbeat = HeartbeatData {
+        client_id: "c1".to_owned(),
+        producer_data_set: vec![ProducerData {
+            group_name: "producers".to_owned(),
+        }]
+        .into_iter()
+        .collect(),
+        consumer_data_set: vec![ConsumerData {
+            group_name: "consumers".to_owned(),
+            subscription_data_set: vec![SubscriptionData {
+                topic: "T".to_owned(),
+                sub_string: "*".to_owned(),
+                ..SubscriptionData::default()
+            }]
+            .into_iter()
+            .collect(),
+            ..ConsumerData::default()
+        }]
+        .into_iter()
+        .collect(),
+        ..HeartbeatData::default()
+    };
+    let beat = client
+        .call(RemotingCommand::request(request_code::HEART_BEAT).json_body(&heartbeat))
+        .await;
+    assert_eq!(beat.code, response_code::SUCCESS);
+    // By the heartbeat's subscription, and committing offset 4 on the way.
+    let pulled = client
+        .call(
+            pull("T", 0, 5, "", 0)
+                .with_ext("sysFlag", "1")
+                .with_ext("commitOffset", "4"),
+        )
+        .await;
+    assert_eq!(bodies(&pulled), ["5", "6", "7", "8", "9"]);
+    broker.shutdown().await;
+    let route =
+        RemotingCommand::request(request_code::GET_ROUTEINFO_BY_TOPIC).with_ext("topic", "T");
+    let gone = client
+        .client
+        .invoke(&names.address().to_string(), route, CALL)
+        .await
+        .unwrap();
+    assert_eq!(gone.code, response_code::TOPIC_NOT_EXIST);
+    drop(broker);
+
+    let again = start(config(folder.path(), "b", Some(&names))).await;
+    let client = Client::of(&again);
+    assert_eq!(bodies(&client.pull("T", 0, 0, "*", 0).await).len(), 10);
+    assert_eq!(again.offsets.query("consumers", "T", 0), Some(4));
+    assert!(again.topics.get("%RETRY%consumers").is_some());
+    let sent = client.send("T", "", b"more").await;
+    assert_eq!(ext(&sent, "queueOffset"), "10");
+    again.shutdown().await;
+    names.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_server_that_comes_back_is_told_everything_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = name_server(folder.path()).await;
+    let port = names.address().port();
+    let broker = start(BrokerConfig {
+        namesrv_resolve_interval_ms: 100,
+        ..config(folder.path(), "b", Some(&names))
+    })
+    .await;
+    names.shutdown().await;
+    let sent = Client::of(&broker).send("Meanwhile", "", b"x").await;
+    assert_eq!(
+        sent.code,
+        response_code::SUCCESS,
+        "sends need no name server"
+    );
+    until("not ready without a name server", || {
+        broker.ready().is_err()
+    })
+    .await;
+    let names = NameServer::start(NamesrvConfig {
+        bind_address: "127.0.0.1".to_owned(),
+        listen_port: port,
+        http_port: 0,
+        kv_config_path: folder.path().join("kvConfig.json"),
+        ..NamesrvConfig::default()
+    })
+    .await
+    .unwrap();
+    until("ready again", || broker.ready().is_ok()).await;
+    let route = RemotingCommand::request(request_code::GET_ROUTEINFO_BY_TOPIC)
+        .with_ext("topic", "Meanwhile");
+    let answer = RemotingClient::default()
+        .invoke(&names.address().to_string(), route, CALL)
+        .await
+        .unwrap();
+    assert_eq!(answer.code, response_code::SUCCESS);
+    broker.shutdown().await;
+    names.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_keeps_a_broker_from_starting_is_one_clear_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(config(folder.path(), "b", None)).await;
+    let port = broker.listen_address().port();
+    let taken = BrokerConfig {
+        listen_port: port,
+        ..config(folder.path(), "other", None)
+    };
+    let error = Broker::start(taken.validate().unwrap()).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("cannot listen on 127.0.0.1:{port}")
+    );
+    let locked = config(folder.path(), "b", None);
+    let error = Broker::start(locked.validate().unwrap()).await.unwrap_err();
+    assert!(
+        error.to_string().contains("in use by another process"),
+        "{error}"
+    );
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let nowhere = config(folder.path(), "file", None);
+    let error = Broker::start(nowhere.validate().unwrap())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("file"), "{error}");
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_fast_port_serves_everything_but_pulls() {
+    let folder = tempfile::tempdir().unwrap();
+    // Two ports, two apart: any free one whose neighbour is free as well.
+    let broker = loop {
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let config = BrokerConfig {
+            listen_port: free.max(1_024),
+            ..config(folder.path(), "b", None)
+        };
+        if let Ok(broker) = Broker::start(config.validate().unwrap()).await {
+            break broker;
+        }
+    };
+    let address = SocketAddr::new(
+        broker.listen_address().ip(),
+        broker.listen_address().port() - 2,
+    );
+    let client = Client::at(address, SerializeType::Json);
+    assert_eq!(
+        client.send("T", "", b"x").await.code,
+        response_code::SUCCESS
+    );
+    assert_eq!(
+        client.pull("T", 0, 0, "*", 0).await.code,
+        response_code::REQUEST_CODE_NOT_SUPPORTED
+    );
+    assert_eq!(
+        bodies(&Client::of(&broker).pull("T", 0, 0, "*", 0).await),
+        ["x"]
+    );
+    broker.shutdown().await;
+}
