@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use futures::FutureExt as _;
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{
     ConfigMap, Node, PersistentVolumeClaim, Pod, Service, ServiceAccount,
@@ -35,7 +35,7 @@ const RATE: u32 = 50;
 /// One scenario.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
-    pub(crate) play: fn(Space) -> BoxFuture<'static, Result<()>>,
+    pub(crate) play: fn(Space) -> LocalBoxFuture<'static, Result<()>>,
     /// Disturbs others, so it runs by itself.
     pub(crate) alone: bool,
     /// Why it cannot run here.
@@ -47,7 +47,7 @@ macro_rules! scenarios {
         /// All of them.
         pub(crate) const SCENARIOS: &[Scenario] = &[$(Scenario {
             name: stringify!($name),
-            play: |space| $name(space).boxed(),
+            play: |space| $name(space).boxed_local(),
             alone: [$(scenarios!(@alone $($unless)?),)? false][0],
             unless: scenarios!(@unless $($($unless)?)?),
         }),*];
