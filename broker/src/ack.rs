@@ -15,16 +15,27 @@ use parking_lot::Mutex;
 use remoting::Connection;
 use remoting::protocol::hot::{SendResponse, encode_send_response};
 use remoting::protocol::{SerializeType, response_code};
+use store::Watermarks;
 
 use crate::http::Metrics;
 
 /// What must have happened to a message before its send is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// It is in the page cache.
-    Written,
-    /// It is on disk.
+    /// It is in the page cache and in its queue: who sends and then reads finds it.
+    Confirmed,
+    /// It is on disk as well.
     Flushed,
+}
+
+impl Level {
+    /// The position up to which this holds.
+    pub fn reached(self, marks: &Watermarks) -> u64 {
+        match self {
+            Self::Confirmed => marks.confirm,
+            Self::Flushed => marks.confirm.min(marks.flushed),
+        }
+    }
 }
 
 /// The answer to one send, before its position is reached.
@@ -132,7 +143,7 @@ impl AnswerWriter {
 /// All answers that wait.
 #[derive(Debug)]
 pub struct AckTable {
-    written: Mutex<VecDeque<Waiting>>,
+    confirmed: Mutex<VecDeque<Waiting>>,
     flushed: Mutex<VecDeque<Waiting>>,
     bytes: AtomicI64,
     writer: AnswerWriter,
@@ -143,7 +154,7 @@ impl AckTable {
     /// Nothing waits yet.
     pub fn new(writer: AnswerWriter, metrics: Arc<Metrics>) -> Self {
         Self {
-            written: Mutex::default(),
+            confirmed: Mutex::default(),
             flushed: Mutex::default(),
             bytes: AtomicI64::new(0),
             writer,
@@ -163,7 +174,7 @@ impl AckTable {
 
     /// How many sends wait.
     pub fn waiting(&self) -> usize {
-        self.written.lock().len() + self.flushed.lock().len()
+        self.confirmed.lock().len() + self.flushed.lock().len()
     }
 
     /// Keeps the answer until the level's watermark, which `reached` reads, has passed its end; gives it back when it has.
@@ -194,9 +205,10 @@ impl AckTable {
     }
 
     /// Gives every answer whose position was passed.
-    pub fn release(&self, written: u64, flushed: u64) {
-        self.release_queue(Level::Written, written);
-        self.release_queue(Level::Flushed, flushed);
+    pub fn release(&self, marks: &Watermarks) {
+        for level in [Level::Confirmed, Level::Flushed] {
+            self.release_queue(level, level.reached(marks));
+        }
     }
 
     fn release_queue(&self, level: Level, reached: u64) {
@@ -213,7 +225,7 @@ impl AckTable {
 
     /// The log failed: nothing that waits will ever be there.
     pub fn fail_all(&self, remark: &str) {
-        for level in [Level::Written, Level::Flushed] {
+        for level in [Level::Confirmed, Level::Flushed] {
             let done: Vec<Waiting> = self.queue(level).lock().drain(..).collect();
             self.give(done, Some((response_code::SYSTEM_ERROR, remark)));
         }
@@ -268,7 +280,7 @@ impl AckTable {
 
     fn queue(&self, level: Level) -> &Mutex<VecDeque<Waiting>> {
         match level {
-            Level::Written => &self.written,
+            Level::Confirmed => &self.confirmed,
             Level::Flushed => &self.flushed,
         }
     }
@@ -276,4 +288,138 @@ impl AckTable {
 
 fn count(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use remoting::RemotingCommand;
+
+    use super::*;
+
+    fn table() -> AckTable {
+        let writer = AnswerWriter::new("10.0.0.1:10911".parse().unwrap(), "R", true);
+        AckTable::new(writer, Arc::default())
+    }
+
+    fn connection() -> Arc<Connection> {
+        Connection::detached(
+            "10.0.0.9:1".parse().unwrap(),
+            "10.0.0.1:10911".parse().unwrap(),
+        )
+    }
+
+    fn answer(opaque: i32, end: u64) -> SendAnswer {
+        SendAnswer {
+            opaque,
+            serialize_type: SerializeType::Json,
+            code: response_code::SUCCESS,
+            queue_id: 3,
+            queue_offset: 7,
+            phy_offset: end - 100,
+            more: None,
+            end,
+            bytes: 100,
+            started: Instant::now(),
+        }
+    }
+
+    fn marks(confirm: u64, flushed: u64) -> Watermarks {
+        Watermarks {
+            appended: 1_000,
+            written: confirm,
+            flushed,
+            confirm,
+            poisoned: false,
+        }
+    }
+
+    /// What a connection was sent: `(opaque, code)` in order.
+    fn sent(connection: &Connection) -> Vec<(i32, i32)> {
+        let frames = connection.take_sent();
+        let mut rest = &frames[..];
+        let mut answers = Vec::new();
+        while let Some((length, after)) = rest.split_first_chunk::<4>() {
+            let (frame, next) = after.split_at(u32::from_be_bytes(*length) as usize);
+            let command = RemotingCommand::decode(frame).unwrap();
+            answers.push((command.opaque, command.code));
+            rest = next;
+        }
+        answers
+    }
+
+    #[test]
+    fn answers_are_given_in_order_of_position_when_their_level_is_reached() {
+        let (table, a, b) = (table(), connection(), connection());
+        for (who, opaque, end) in [(&a, 1, 200), (&b, 2, 100), (&a, 3, 300)] {
+            assert!(
+                table
+                    .wait(Level::Confirmed, who, answer(opaque, end), || 0)
+                    .is_none()
+            );
+        }
+        assert!(
+            table
+                .wait(Level::Flushed, &a, answer(4, 150), || 0)
+                .is_none()
+        );
+        assert_eq!((table.waiting(), table.bytes_in_flight()), (4, 400));
+        table.release(&marks(100, 0));
+        assert_eq!((sent(&a), sent(&b)), (vec![], vec![(2, 0)]));
+        table.release(&marks(300, 120));
+        assert_eq!(sent(&a), [(1, 0), (3, 0)]);
+        table.release(&marks(300, 150));
+        assert_eq!(sent(&a), [(4, 0)]);
+        assert_eq!((table.waiting(), table.bytes_in_flight()), (0, 0));
+    }
+
+    #[test]
+    fn a_position_reached_meanwhile_is_not_waited_for() {
+        let (table, a) = (table(), connection());
+        let back = table.wait(Level::Confirmed, &a, answer(1, 200), || 200);
+        assert_eq!(back.map(|a| a.opaque), Some(1));
+        assert_eq!((table.waiting(), table.bytes_in_flight()), (0, 0));
+    }
+
+    #[test]
+    fn a_flush_that_takes_too_long_is_said_and_a_failed_log_fails_everybody() {
+        let (table, a) = (table(), connection());
+        assert!(
+            table
+                .wait(Level::Flushed, &a, answer(1, 200), || 0)
+                .is_none()
+        );
+        table.expire(Instant::now() - Duration::from_secs(1));
+        assert_eq!(sent(&a), []);
+        table.expire(Instant::now());
+        assert_eq!(sent(&a), [(1, response_code::FLUSH_DISK_TIMEOUT)]);
+        assert!(
+            table
+                .wait(Level::Confirmed, &a, answer(2, 200), || 0)
+                .is_none()
+        );
+        table.fail_all("the disk failed");
+        assert_eq!(sent(&a), [(2, response_code::SYSTEM_ERROR)]);
+        assert_eq!((table.waiting(), table.bytes_in_flight()), (0, 0));
+    }
+
+    #[test]
+    fn message_ids_are_those_of_upstream() {
+        let table = table();
+        let mut out = BytesMut::new();
+        let batch = SendAnswer {
+            more: Some(Box::new([0x1234])),
+            ..answer(1, 100)
+        };
+        table
+            .writer()
+            .write(&mut out, &batch, 0, None, &mut String::new());
+        let command = RemotingCommand::decode(&out[4..]).unwrap();
+        assert_eq!(
+            command.ext("msgId"),
+            Some("0A00000100002A9F0000000000000000,0A00000100002A9F0000000000001234")
+        );
+        assert_eq!(command.ext("MSG_REGION"), Some("R"));
+    }
 }

@@ -510,14 +510,14 @@ impl Broker {
 
     /// Blocks until the log is written up to here; false when that takes too long or the store failed.
     fn wait_written(&self, end: u64) -> bool {
-        if self.store.written() >= end {
+        if self.store.confirm_offset() >= end {
             return true;
         }
         let deadline = Instant::now() + INNER_PUT_TIMEOUT;
         self.written.waiting.fetch_add(1, Ordering::SeqCst);
         let mut guard = self.written.lock.lock();
         let reached = loop {
-            if self.store.written() >= end {
+            if self.store.confirm_offset() >= end {
                 break true;
             }
             if self.store.poisoned().is_some()
@@ -527,7 +527,7 @@ impl Broker {
                     .wait_until(&mut guard, deadline)
                     .timed_out()
             {
-                break self.store.written() >= end;
+                break self.store.confirm_offset() >= end;
             }
         };
         drop(guard);
@@ -579,15 +579,11 @@ impl Broker {
     }
 
     fn watermark_moved(&self, marks: Watermarks) {
+        self.acks.release(&marks);
         if marks.poisoned {
-            let reason = self
-                .store
-                .poisoned()
-                .unwrap_or_else(|| "the store failed".to_owned());
-            self.acks.release(marks.written, marks.flushed);
-            self.acks.fail_all(&reason);
-        } else {
-            self.acks.release(marks.written, marks.flushed);
+            let reason = self.store.poisoned();
+            self.acks
+                .fail_all(reason.as_deref().unwrap_or("the store failed"));
         }
         if self.written.waiting.load(Ordering::SeqCst) > 0 {
             let _guard = self.written.lock.lock();

@@ -569,7 +569,7 @@ impl Call<'_> {
             level: if flushed {
                 Level::Flushed
             } else {
-                Level::Written
+                Level::Confirmed
             },
             answer: SendAnswer {
                 opaque: self.request.header.opaque,
@@ -748,21 +748,14 @@ pub(super) fn finish(
     if pending.is_empty() {
         return;
     }
-    let (written, flushed) = (broker.store.written(), broker.store.flushed());
+    let marks = broker.store.watermarks();
     let now = Instant::now();
     let mut queued = false;
     for Pending { level, answer } in pending.drain(..) {
-        let reached = match level {
-            Level::Written => written,
-            Level::Flushed => flushed,
-        };
-        let ready = if reached >= answer.end {
+        let ready = if level.reached(&marks) >= answer.end {
             Some(answer)
         } else {
-            let reached = || match level {
-                Level::Written => broker.store.written(),
-                Level::Flushed => broker.store.flushed(),
-            };
+            let reached = || level.reached(&broker.store.watermarks());
             broker.acks.wait(level, connection, answer, reached)
         };
         match ready {

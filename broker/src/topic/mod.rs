@@ -557,3 +557,190 @@ pub fn validate_config(config: &TopicConfig) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use store::SystemClock;
+
+    use super::*;
+
+    struct Fixture {
+        folder: tempfile::TempDir,
+        saver: Arc<Saver>,
+        // Keeps the registrar's channel open.
+        _pending: crate::registration::Pending,
+        registrar: Registrar,
+        config: BrokerConfig,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let (registrar, pending) = Registrar::new();
+            Self {
+                folder: tempfile::tempdir().unwrap(),
+                saver: Arc::new(Saver::start().unwrap()),
+                _pending: pending,
+                registrar,
+                config: BrokerConfig {
+                    broker_name: "b".to_owned(),
+                    broker_cluster_name: "c".to_owned(),
+                    ..BrokerConfig::default()
+                },
+            }
+        }
+
+        fn load(&self) -> TopicConfigManager {
+            let path = self.folder.path().join("topics.json");
+            let clock = Arc::new(SystemClock);
+            TopicConfigManager::load(
+                path,
+                &self.config,
+                Arc::clone(&self.saver),
+                clock,
+                self.registrar.clone(),
+            )
+            .unwrap()
+        }
+    }
+
+    fn request<'a>(
+        topic: &'a str,
+        default_topic: &'a str,
+        default_queue_nums: i32,
+    ) -> CreateInSend<'a> {
+        CreateInSend {
+            topic,
+            default_topic,
+            default_queue_nums,
+            unit_mode: false,
+        }
+    }
+
+    const REMOTE: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
+    #[test]
+    fn every_broker_has_its_system_topics() {
+        let topics = Fixture::new().load();
+        let shape = |name: &str| {
+            topics
+                .get(name)
+                .map(|t| (t.config.write_queue_nums, t.config.perm))
+        };
+        assert_eq!(shape("TBW102"), Some((8, 7)));
+        assert_eq!(shape("c"), Some((16, 7)));
+        assert_eq!(shape("b"), Some((1, 7)));
+        assert_eq!(shape("SCHEDULE_TOPIC_XXXX"), Some((18, 6)));
+        assert_eq!(shape("BenchmarkTest"), Some((1024, 6)));
+        assert_eq!(shape("c_REPLY_TOPIC"), Some((1, 6)));
+        assert_eq!(
+            shape("RMQ_SYS_TRACE_TOPIC"),
+            None,
+            "traceTopicEnable is false"
+        );
+        assert!(
+            topics.is_system_topic("c")
+                && topics.is_system_topic("rmq_sys_x")
+                && !topics.is_system_topic("T")
+        );
+    }
+
+    #[test]
+    fn a_send_creates_after_its_template() {
+        let fixture = Fixture::new();
+        let topics = fixture.load();
+        let before = *topics.table().version();
+        let made = topics
+            .create_in_send(request("T", "TBW102", 4), REMOTE)
+            .unwrap();
+        assert_eq!(
+            (
+                made.config.write_queue_nums,
+                made.config.read_queue_nums,
+                made.config.perm
+            ),
+            (4, 4, 6)
+        );
+        assert_eq!(topics.table().version().counter, before.counter + 1);
+        let many = topics
+            .create_in_send(request("Many", "TBW102", 100), REMOTE)
+            .unwrap();
+        assert_eq!(
+            many.config.write_queue_nums, 8,
+            "not more than the template has"
+        );
+        assert!(
+            topics
+                .create_in_send(request("U", "T", 4), REMOTE)
+                .is_none(),
+            "T may not be inherited from"
+        );
+        assert!(
+            topics
+                .create_in_send(request("U", "nowhere", 4), REMOTE)
+                .is_none()
+        );
+
+        let closed = Fixture {
+            config: BrokerConfig {
+                auto_create_topic_enable: false,
+                ..fixture.config.clone()
+            },
+            ..Fixture::new()
+        };
+        assert!(
+            closed
+                .load()
+                .create_in_send(request("T", "TBW102", 4), REMOTE)
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn topics_and_their_version_survive_a_restart() {
+        let fixture = Fixture::new();
+        let topics = fixture.load();
+        topics.update([TopicConfig {
+            order: true,
+            ..TopicConfig::new("T", 3, 6)
+        }]);
+        topics.create_for_group("%RETRY%g", 1, 6, false);
+        assert!(topics.delete("%RETRY%g"));
+        assert!(!topics.delete("%RETRY%g"));
+        assert!(fixture.saver.flush());
+        let counter = topics.table().version().counter;
+        let again = fixture.load();
+        assert_eq!(
+            again.get("T").unwrap().config,
+            topics.get("T").unwrap().config
+        );
+        assert!(again.get("%RETRY%g").is_none());
+        assert!(again.table().version().counter > counter);
+    }
+
+    #[test]
+    fn order_flags_follow_the_name_servers() {
+        let topics = Fixture::new().load();
+        topics.update([
+            TopicConfig::new("T", 3, 6),
+            TopicConfig {
+                order: true,
+                ..TopicConfig::new("U", 3, 6)
+            },
+        ]);
+        topics.update_order_topics(&BTreeMap::from([("T".to_owned(), "b:3".to_owned())]));
+        assert!(topics.get("T").unwrap().config.order);
+        assert!(!topics.get("U").unwrap().config.order);
+    }
+
+    #[test]
+    fn names() {
+        assert!(validate_name("a%|_-9").is_ok());
+        assert!(validate_name(&"x".repeat(127)).is_ok());
+        assert!(validate_name(&format!("%RETRY%{}", "x".repeat(200))).is_ok());
+        for bad in ["", " ", "a.b", "\u{e9}", &"x".repeat(128)] {
+            assert!(validate_name(bad).is_err(), "{bad}");
+        }
+        assert!(!may_be_sent_to("SCHEDULE_TOPIC_XXXX") && may_be_sent_to("TBW102"));
+    }
+}
