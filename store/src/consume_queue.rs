@@ -1,26 +1,954 @@
-use std::sync::atomic::{AtomicI64, Ordering};
+//! ConsumeQueue: per queue a row of 20-byte units that point into the CommitLog.
+//!
+//! Units live in memory until the background thread writes them to their sparse files of full length, and stay there
+//! as long as the records they point to are in the tail ring. Files are never mapped; descriptors come from a bounded
+//! cache. Folders are listed at start, but a queue's files are read only when the queue is first used.
 
-/// One queue of a topic: 20-byte units that point into the CommitLog.
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::disk::{Disk, read_full_at, write_all_at};
+use crate::error::Error;
+use crate::record::{self, Peek};
+use crate::segment::{Segments, file_name, numbered_files};
+
+pub(crate) const UNIT: usize = 20;
+/// Size of the units that upstream puts in front of the first real one of a file (`ConsumeQueue.fillPreBlank`).
+const FILLER_SIZE: i32 = i32::MAX;
+/// Below this many dirty files each is synced by itself; above, one `syncfs` is far cheaper (0.37 s for 10,000).
+const SYNCFS_FROM: usize = 64;
+
+/// | physicalOffset 8 | size 4 | tagsCode 8 |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CqUnit {
+    pub(crate) phy_offset: i64,
+    pub(crate) size: i32,
+    pub(crate) tags_code: i64,
+}
+
+impl CqUnit {
+    pub(crate) const FILLER: Self = Self {
+        phy_offset: 0,
+        size: FILLER_SIZE,
+        tags_code: 0,
+    };
+
+    pub(crate) fn encode(self) -> [u8; UNIT] {
+        let mut bytes = [0; UNIT];
+        bytes[..8].copy_from_slice(&self.phy_offset.to_be_bytes());
+        bytes[8..12].copy_from_slice(&self.size.to_be_bytes());
+        bytes[12..].copy_from_slice(&self.tags_code.to_be_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        Some(Self {
+            phy_offset: record::i64_at(bytes, 0)?,
+            size: record::i32_at(bytes, 8)?,
+            tags_code: record::i64_at(bytes, 12)?,
+        })
+    }
+
+    fn is_written(self) -> bool {
+        self.phy_offset >= 0 && self.size > 0
+    }
+
+    pub(crate) fn is_filler(self) -> bool {
+        self.size == FILLER_SIZE
+    }
+
+    fn end(self) -> u64 {
+        if self.is_filler() {
+            0
+        } else {
+            (self.phy_offset + i64::from(self.size)).max(0) as u64
+        }
+    }
+}
+
+/// One queue of a topic.
 pub struct ConsumeQueue {
-    topic: String,
+    topic: Box<str>,
     queue_id: i32,
+    /// Java hash of `topic#`, with which every index key begins.
+    key_prefix: i32,
+    id: u64,
+    dir: PathBuf,
+    /// Next offset to be assigned; only the holder of the append lock (or recovery) changes it.
+    next: AtomicI64,
     min: AtomicI64,
+    /// min <= max <= next.
     max: AtomicI64,
+    /// Waits in the list of queues with units to write.
+    dirty: AtomicBool,
+    deleted: AtomicBool,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Units `tail_start..max`.
+    tail: VecDeque<CqUnit>,
+    tail_start: i64,
+    /// Units below this are on file; tail_start <= written unless the queue is empty.
+    written: i64,
+    /// Byte positions at which the files begin, sorted.
+    files: Vec<u64>,
 }
 
 impl ConsumeQueue {
     pub fn topic(&self) -> &str {
         &self.topic
     }
+
     pub fn queue_id(&self) -> i32 {
         self.queue_id
     }
+
     /// First offset that can be read.
     pub fn min_offset(&self) -> i64 {
-        self.min.load(Ordering::Acquire)
+        self.min.load(Ordering::Acquire).min(self.max_offset())
     }
+
     /// Next offset to become visible.
     pub fn max_offset(&self) -> i64 {
         self.max.load(Ordering::Acquire)
     }
+
+    pub(crate) fn key_prefix(&self) -> i32 {
+        self.key_prefix
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
+    }
+
+    /// Only under the append lock.
+    pub(crate) fn take_offset(&self) -> i64 {
+        let offset = self.next.load(Ordering::Relaxed);
+        self.next.store(offset + 1, Ordering::Relaxed);
+        offset
+    }
+
+    /// Copies up to `count` units from memory; false if `offset` is no longer (or not yet) there.
+    pub(crate) fn units_in_memory(&self, offset: i64, count: usize, out: &mut Vec<CqUnit>) -> bool {
+        let inner = self.inner.lock();
+        let Some(from) = offset
+            .checked_sub(inner.tail_start)
+            .and_then(|n| usize::try_from(n).ok())
+        else {
+            return false;
+        };
+        if from >= inner.tail.len() {
+            return false;
+        }
+        let to = inner.tail.len().min(from + count);
+        out.extend(inner.tail.range(from..to));
+        true
+    }
+}
+
+/// Open files, the least recently used half of which goes when there are too many.
+struct Descriptors {
+    limit: usize,
+    open: HashMap<(u64, u64), (Arc<File>, u64)>,
+    clock: u64,
+}
+
+impl Descriptors {
+    fn get(&mut self, key: (u64, u64)) -> Option<Arc<File>> {
+        self.clock += 1;
+        let clock = self.clock;
+        self.open.get_mut(&key).map(|(file, used)| {
+            *used = clock;
+            file.clone()
+        })
+    }
+
+    fn put(&mut self, key: (u64, u64), file: Arc<File>) {
+        if self.open.len() >= self.limit {
+            // The older half goes at once, so that the search is paid once in many openings.
+            let mut used: Vec<u64> = self.open.values().map(|(_, used)| *used).collect();
+            let middle = used.len() / 2;
+            let (_, &mut border, _) = used.select_nth_unstable(middle);
+            self.open.retain(|_, (_, used)| *used > border);
+        }
+        self.clock += 1;
+        self.open.insert(key, (file, self.clock));
+    }
+}
+
+enum Slot {
+    /// Its folder exists; nothing was read yet.
+    Listed,
+    Loaded(Arc<ConsumeQueue>),
+}
+
+type Topics = HashMap<Box<str>, BTreeMap<i32, Arc<RwLock<Slot>>>>;
+
+/// All queues of a store.
+pub(crate) struct ConsumeQueues {
+    root: PathBuf,
+    file_size: u64,
+    disk: Arc<dyn Disk>,
+    log: Arc<Segments>,
+    topics: RwLock<Topics>,
+    next_id: AtomicU64,
+    descriptors: Mutex<Descriptors>,
+    dirty: Mutex<Vec<Arc<ConsumeQueue>>>,
+    /// Units in memory that are not on file.
+    unwritten: AtomicUsize,
+    /// Units that point at or beyond this are of a lost tail: cut when their queue is loaded.
+    log_end: AtomicU64,
+    /// Held while files are written, cut or deleted. Keeps what the next sync has to reach.
+    files: Mutex<FileWork>,
+}
+
+#[derive(Default)]
+struct FileWork {
+    unsynced: HashSet<(u64, u64, PathBuf)>,
+    /// Queues with written units still in memory.
+    warm: Vec<Arc<ConsumeQueue>>,
+    scratch: Vec<u8>,
+}
+
+impl ConsumeQueues {
+    pub(crate) fn open(
+        root: PathBuf,
+        configured_file_size: u64,
+        disk: Arc<dyn Disk>,
+        log: Arc<Segments>,
+        descriptor_limit: usize,
+    ) -> Result<Self, Error> {
+        fs::create_dir_all(&root).map_err(|e| Error::io("create", &root, e))?;
+        let mut file_size = configured_file_size.div_ceil(UNIT as u64) * UNIT as u64;
+        let mut topics = Topics::new();
+        let mut size_known = false;
+        let list = |dir: &Path| -> Result<Vec<(String, PathBuf)>, Error> {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
+                let entry = entry.map_err(|e| Error::io("list", dir, e))?;
+                let is_dir = entry
+                    .file_type()
+                    .map_err(|e| Error::io("list", dir, e))?
+                    .is_dir();
+                if let (true, Ok(name)) = (is_dir, entry.file_name().into_string()) {
+                    names.push((name, entry.path()));
+                }
+            }
+            Ok(names)
+        };
+        for (topic, dir) in list(&root)? {
+            let mut queues = BTreeMap::new();
+            for (queue, dir) in list(&dir)? {
+                let Ok(queue_id) = queue.parse::<i32>() else {
+                    continue;
+                };
+                if !size_known {
+                    for base in numbered_files(&dir).map_err(|e| Error::io("list", &dir, e))? {
+                        let path = dir.join(file_name(base));
+                        let length = fs::metadata(&path)
+                            .map_err(|e| Error::io("look at", path, e))?
+                            .len();
+                        if length > 0 && length % UNIT as u64 == 0 && base % length == 0 {
+                            size_known = true;
+                            if length != file_size {
+                                tracing::warn!(
+                                    length,
+                                    file_size,
+                                    "consume queues keep the file size they were created with"
+                                );
+                                file_size = length;
+                            }
+                            break;
+                        }
+                    }
+                }
+                queues.insert(queue_id, Arc::new(RwLock::new(Slot::Listed)));
+            }
+            topics.insert(topic.into(), queues);
+        }
+        Ok(Self {
+            root,
+            file_size,
+            disk,
+            log,
+            topics: RwLock::new(topics),
+            next_id: AtomicU64::new(0),
+            descriptors: Mutex::new(Descriptors {
+                limit: descriptor_limit.max(16),
+                open: HashMap::new(),
+                clock: 0,
+            }),
+            dirty: Mutex::new(Vec::new()),
+            unwritten: AtomicUsize::new(0),
+            log_end: AtomicU64::new(u64::MAX),
+            files: Mutex::new(FileWork::default()),
+        })
+    }
+
+    pub(crate) fn file_size(&self) -> u64 {
+        self.file_size
+    }
+
+    pub(crate) fn set_log_end(&self, position: u64) {
+        self.log_end.store(position, Ordering::Release);
+    }
+
+    pub(crate) fn unwritten(&self) -> usize {
+        self.unwritten.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.topics.read().values().map(BTreeMap::len).sum()
+    }
+
+    /// Queues that have a folder with files: so many must be found again.
+    pub(crate) fn count_on_disk(&self) -> usize {
+        let topics = self.topics.read();
+        let slots = topics.values().flat_map(BTreeMap::values);
+        slots
+            .filter(|slot| match &*slot.read() {
+                Slot::Listed => true,
+                Slot::Loaded(queue) => !queue.inner.lock().files.is_empty(),
+            })
+            .count()
+    }
+
+    pub(crate) fn names(&self) -> BTreeMap<String, Vec<i32>> {
+        let topics = self.topics.read();
+        topics
+            .iter()
+            .map(|(topic, queues)| (topic.to_string(), queues.keys().copied().collect()))
+            .collect()
+    }
+
+    pub(crate) fn queues_of(&self, topic: &str) -> Vec<i32> {
+        self.topics
+            .read()
+            .get(topic)
+            .map(|queues| queues.keys().copied().collect())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn find(
+        &self,
+        topic: &str,
+        queue_id: i32,
+    ) -> Result<Option<Arc<ConsumeQueue>>, Error> {
+        let slot = self
+            .topics
+            .read()
+            .get(topic)
+            .and_then(|queues| queues.get(&queue_id))
+            .cloned();
+        let Some(slot) = slot else { return Ok(None) };
+        self.load(&slot, topic, queue_id).map(Some)
+    }
+
+    pub(crate) fn get(&self, topic: &str, queue_id: i32) -> Result<Arc<ConsumeQueue>, Error> {
+        if let Some(queue) = self.find(topic, queue_id)? {
+            return Ok(queue);
+        }
+        if topic.is_empty()
+            || topic.len() > record::MAX_TOPIC
+            || topic.contains(['/', '\0'])
+            || matches!(topic, "." | "..")
+        {
+            return Err(Error::Invalid(format!(
+                "topic {topic:?} cannot name a folder"
+            )));
+        }
+        if queue_id < 0 {
+            return Err(Error::Invalid(format!(
+                "queue id {queue_id} of topic {topic} is negative"
+            )));
+        }
+        let slot = {
+            let mut topics = self.topics.write();
+            let queues = match topics.get_mut(topic) {
+                Some(queues) => queues,
+                None => topics.entry(topic.into()).or_default(),
+            };
+            queues
+                .entry(queue_id)
+                .or_insert_with(|| {
+                    Arc::new(RwLock::new(Slot::Loaded(Arc::new(
+                        self.new_queue(topic, queue_id),
+                    ))))
+                })
+                .clone()
+        };
+        self.load(&slot, topic, queue_id)
+    }
+
+    fn new_queue(&self, topic: &str, queue_id: i32) -> ConsumeQueue {
+        ConsumeQueue {
+            topic: topic.into(),
+            queue_id,
+            key_prefix: record::java_hash(record::java_hash(0, topic), "#"),
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            dir: self.root.join(topic).join(queue_id.to_string()),
+            next: AtomicI64::new(0),
+            min: AtomicI64::new(0),
+            max: AtomicI64::new(0),
+            dirty: AtomicBool::new(false),
+            deleted: AtomicBool::new(false),
+            inner: Mutex::new(Inner::default()),
+        }
+    }
+
+    fn load(
+        &self,
+        slot: &RwLock<Slot>,
+        topic: &str,
+        queue_id: i32,
+    ) -> Result<Arc<ConsumeQueue>, Error> {
+        if let Slot::Loaded(queue) = &*slot.read() {
+            return Ok(queue.clone());
+        }
+        let mut slot = slot.write();
+        if let Slot::Loaded(queue) = &*slot {
+            return Ok(queue.clone());
+        }
+        let queue = Arc::new(self.new_queue(topic, queue_id));
+        self.recover(&queue)?;
+        *slot = Slot::Loaded(queue.clone());
+        Ok(queue)
+    }
+
+    /// Finds the last unit that is true: on file, within the log, and pointing at the record that points back.
+    fn recover(&self, queue: &ConsumeQueue) -> Result<(), Error> {
+        let io = |e| Error::io("read", &queue.dir, e);
+        let mut inner = queue.inner.lock();
+        inner.files = numbered_files(&queue.dir).map_err(io)?;
+        inner.files.retain(|base| base % self.file_size == 0);
+        // Only the last run of adjoining files counts.
+        let adjoining = inner
+            .files
+            .windows(2)
+            .rposition(|w| w[1] != w[0] + self.file_size)
+            .map_or(0, |i| i + 1);
+        inner.files.drain(..adjoining);
+        let per_file = (self.file_size / UNIT as u64) as i64;
+        let mut end = 0;
+        let mut first = 0;
+        if let Some(&base) = inner.files.first() {
+            first = (base / UNIT as u64) as i64;
+            end = first;
+            for &base in inner.files.iter().rev() {
+                let start = (base / UNIT as u64) as i64;
+                let n = partition(0, per_file, |i| {
+                    Ok(self
+                        .unit_on_file(queue, start + i)?
+                        .is_some_and(CqUnit::is_written))
+                })
+                .map_err(io)?;
+                if n > 0 {
+                    end = start + n;
+                    break;
+                }
+            }
+        }
+        let found = end;
+        let log_end = self.log_end.load(Ordering::Acquire);
+        end = partition(first, end, |i| {
+            Ok(self
+                .unit_on_file(queue, i)?
+                .is_some_and(|u| u.end() <= log_end))
+        })
+        .map_err(io)?;
+        while end > first {
+            match self.unit_on_file(queue, end - 1).map_err(io)? {
+                Some(unit)
+                    if self
+                        .points_at_its_record(queue, end - 1, unit)
+                        .map_err(io)? =>
+                {
+                    break;
+                }
+                _ => end -= 1,
+            }
+        }
+        inner.tail_start = end;
+        inner.written = end;
+        queue.next.store(end, Ordering::Relaxed);
+        queue.max.store(end, Ordering::Release);
+        drop(inner);
+        if end < found {
+            tracing::warn!(topic = %queue.topic, queue_id = queue.queue_id, from = end, to = found, "cut units that point beyond the log");
+            self.zero_units(queue, end, found)?;
+        }
+        self.correct_min(queue, self.log.min())
+    }
+
+    fn points_at_its_record(
+        &self,
+        queue: &ConsumeQueue,
+        offset: i64,
+        unit: CqUnit,
+    ) -> io::Result<bool> {
+        if unit.is_filler() || (unit.phy_offset as u64) < self.log.min() {
+            return Ok(true);
+        }
+        let mut head = [0; record::PHY_OFFSET_AT + 8];
+        let n = self.log.read(unit.phy_offset as u64, &mut head)?;
+        Ok(n == head.len()
+            && record::peek(&head)
+                == (Peek::Record {
+                    size: unit.size as usize,
+                })
+            && record::i32_at(&head, 12) == Some(queue.queue_id)
+            && record::i64_at(&head, record::QUEUE_OFFSET_AT) == Some(offset)
+            && record::i64_at(&head, record::PHY_OFFSET_AT) == Some(unit.phy_offset))
+    }
+
+    /// The position after the last record that any queue points to; loads every queue.
+    pub(crate) fn highest_phy(&self) -> Result<u64, Error> {
+        let mut highest = 0;
+        for queue in self.load_all()? {
+            if let Some(unit) = self.unit(&queue, queue.max_offset() - 1) {
+                highest = highest.max(unit.end());
+            }
+        }
+        Ok(highest)
+    }
+
+    pub(crate) fn load_all(&self) -> Result<Vec<Arc<ConsumeQueue>>, Error> {
+        let mut all = Vec::new();
+        for (topic, ids) in self.names() {
+            for queue_id in ids {
+                all.extend(self.find(&topic, queue_id)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Enters a record. Offsets rise by one; the other cases are those of recovery and replication.
+    pub(crate) fn push(
+        &self,
+        queue: &Arc<ConsumeQueue>,
+        offset: i64,
+        unit: CqUnit,
+    ) -> Result<(), Error> {
+        let mut inner = queue.inner.lock();
+        if queue.is_deleted() {
+            return Ok(());
+        }
+        let mut max = queue.max.load(Ordering::Relaxed);
+        if offset < max {
+            drop(inner);
+            match self.unit(queue, offset) {
+                Some(known) if known.phy_offset >= unit.phy_offset && !known.is_filler() => {
+                    return Ok(());
+                }
+                // A lower offset at a higher position: the topic was deleted and created anew in between.
+                _ => self.truncate_queue(queue, offset)?,
+            }
+            inner = queue.inner.lock();
+            max = queue.max.load(Ordering::Relaxed);
+        }
+        if offset > max {
+            let per_file = (self.file_size / UNIT as u64) as i64;
+            if inner.files.is_empty() && inner.tail.is_empty() || offset - max > per_file {
+                if max > 0 {
+                    tracing::warn!(topic = %queue.topic, queue_id = queue.queue_id, max, offset, "the queue goes on after a gap");
+                }
+                self.unwritten
+                    .fetch_sub((max - inner.written).max(0) as usize, Ordering::Relaxed);
+                inner.tail.clear();
+                inner.tail_start = offset;
+                inner.written = offset;
+                queue.min.store(offset, Ordering::Release);
+            } else {
+                for _ in max..offset {
+                    inner.tail.push_back(CqUnit::FILLER);
+                }
+                self.unwritten
+                    .fetch_add((offset - max) as usize, Ordering::Relaxed);
+            }
+        }
+        inner.tail.push_back(unit);
+        queue.max.store(offset + 1, Ordering::Release);
+        drop(inner);
+        self.unwritten.fetch_add(1, Ordering::Relaxed);
+        if !queue.dirty.load(Ordering::Relaxed) && !queue.dirty.swap(true, Ordering::AcqRel) {
+            self.dirty.lock().push(queue.clone());
+        }
+        Ok(())
+    }
+
+    /// Offsets assigned elsewhere (recovery, a master): the next local one follows them.
+    pub(crate) fn follow(&self, queue: &ConsumeQueue) {
+        queue.next.store(queue.max_offset(), Ordering::Relaxed);
+    }
+
+    fn file(&self, queue: &ConsumeQueue, base: u64, create: bool) -> io::Result<Arc<File>> {
+        if let Some(file) = self.descriptors.lock().get((queue.id, base)) {
+            return Ok(file);
+        }
+        let path = queue.dir.join(file_name(base));
+        if create {
+            fs::create_dir_all(&queue.dir)?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(create)
+            .truncate(false)
+            .open(path)?;
+        if create && file.metadata()?.len() < self.file_size {
+            file.set_len(self.file_size)?;
+        }
+        let file = Arc::new(file);
+        self.descriptors.lock().put((queue.id, base), file.clone());
+        Ok(file)
+    }
+
+    fn unit_on_file(&self, queue: &ConsumeQueue, offset: i64) -> io::Result<Option<CqUnit>> {
+        let mut bytes = [0; UNIT];
+        let at = offset as u64 * UNIT as u64;
+        let base = at - at % self.file_size;
+        let file = match self.file(queue, base, false) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let n = read_full_at(&file, &mut bytes, at - base)?;
+        Ok(if n == UNIT {
+            CqUnit::decode(&bytes)
+        } else {
+            None
+        })
+    }
+
+    /// One unit from memory or file; may read from disk.
+    pub(crate) fn unit(&self, queue: &ConsumeQueue, offset: i64) -> Option<CqUnit> {
+        let mut one = Vec::with_capacity(1);
+        self.units(queue, offset, 1, &mut one).ok()?;
+        one.first().copied()
+    }
+
+    /// Up to `count` units from `offset` on, from memory or one file; none if the file is missing.
+    pub(crate) fn units(
+        &self,
+        queue: &ConsumeQueue,
+        offset: i64,
+        count: usize,
+        out: &mut Vec<CqUnit>,
+    ) -> io::Result<()> {
+        if offset < 0 || offset >= queue.max_offset() || queue.units_in_memory(offset, count, out) {
+            return Ok(());
+        }
+        let at = offset as u64 * UNIT as u64;
+        let base = at - at % self.file_size;
+        let tail_start = queue.inner.lock().tail_start;
+        let on_file = usize::try_from(tail_start - offset).unwrap_or(0);
+        let count = count
+            .min(on_file)
+            .min(((base + self.file_size - at) / UNIT as u64) as usize);
+        let file = match self.file(queue, base, false) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let mut bytes = vec![0; count * UNIT];
+        let n = read_full_at(&file, &mut bytes, at - base)?;
+        out.extend(bytes[..n].chunks_exact(UNIT).filter_map(CqUnit::decode));
+        Ok(())
+    }
+
+    /// First offset of the file after the one that holds `offset` (upstream `rollNextFile`).
+    pub(crate) fn next_file_offset(&self, offset: i64) -> i64 {
+        let per_file = (self.file_size / UNIT as u64) as i64;
+        offset + per_file - offset % per_file
+    }
+
+    /// The first unit that points at or above the log's beginning.
+    pub(crate) fn correct_min(&self, queue: &ConsumeQueue, log_min: u64) -> Result<(), Error> {
+        let max = queue.max_offset();
+        let first = {
+            let inner = queue.inner.lock();
+            match inner.files.first() {
+                Some(base) => (base / UNIT as u64) as i64,
+                None => inner.tail_start,
+            }
+        };
+        let min = partition(first, max, |i| {
+            Ok(self
+                .unit(queue, i)
+                .is_none_or(|u| u.is_filler() || (u.phy_offset as u64) < log_min))
+        })
+        .map_err(|e| Error::io("read", &queue.dir, e))?;
+        queue.min.store(min, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes what is in memory only, and lets go of units whose records left the ring. Background thread.
+    pub(crate) fn write_dirty(&self, ring_oldest: u64) -> Result<(), Error> {
+        let mut work = self.files.lock();
+        let dirty = std::mem::take(&mut *self.dirty.lock());
+        let mut dirty = dirty.into_iter();
+        let mut failed = None;
+        for queue in dirty.by_ref() {
+            queue.dirty.store(false, Ordering::Release);
+            if let Err(e) = self.write_queue(&mut work, &queue) {
+                if !queue.dirty.swap(true, Ordering::AcqRel) {
+                    self.dirty.lock().push(queue.clone());
+                }
+                failed = Some(Error::io("write", &queue.dir, e));
+                break;
+            }
+            work.warm.push(queue);
+        }
+        self.dirty.lock().extend(dirty);
+        if work.warm.len() > 1 {
+            work.warm.sort_unstable_by_key(|q| q.id);
+            work.warm.dedup_by_key(|q| q.id);
+        }
+        work.warm.retain(|queue| {
+            let mut inner = queue.inner.lock();
+            while inner.tail_start < inner.written
+                && inner
+                    .tail
+                    .front()
+                    .is_some_and(|u| (u.phy_offset as u64) < ring_oldest)
+            {
+                inner.tail.pop_front();
+                inner.tail_start += 1;
+            }
+            if inner.tail.is_empty() {
+                inner.tail = VecDeque::new();
+            }
+            !inner.tail.is_empty()
+        });
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn write_queue(&self, work: &mut FileWork, queue: &ConsumeQueue) -> io::Result<()> {
+        if queue.is_deleted() {
+            return Ok(());
+        }
+        loop {
+            // Only the bytes of one file are taken under the lock, and written without it.
+            let (at, base) = {
+                let inner = queue.inner.lock();
+                let end = inner.tail_start + inner.tail.len() as i64;
+                if inner.written >= end {
+                    return Ok(());
+                }
+                let at = inner.written as u64 * UNIT as u64;
+                let base = at - at % self.file_size;
+                let to = end.min(((base + self.file_size) / UNIT as u64) as i64);
+                work.scratch.clear();
+                let (from, to) = (
+                    (inner.written - inner.tail_start) as usize,
+                    (to - inner.tail_start) as usize,
+                );
+                for unit in inner.tail.range(from..to) {
+                    work.scratch.extend_from_slice(&unit.encode());
+                }
+                (at, base)
+            };
+            let file = self.file(queue, base, true)?;
+            let new = !queue.inner.lock().files.contains(&base);
+            if new && at > base {
+                let fillers = CqUnit::FILLER
+                    .encode()
+                    .repeat(((at - base) / UNIT as u64) as usize);
+                write_all_at(&*self.disk, &file, &fillers, 0)?;
+            }
+            write_all_at(&*self.disk, &file, &work.scratch, at - base)?;
+            work.unsynced
+                .insert((queue.id, base, queue.dir.join(file_name(base))));
+            let mut inner = queue.inner.lock();
+            if new {
+                // After a gap that no filler bridges, the files before it are out of use.
+                if inner
+                    .files
+                    .last()
+                    .is_some_and(|last| last + self.file_size != base)
+                {
+                    for old in std::mem::take(&mut inner.files) {
+                        let _ = fs::remove_file(queue.dir.join(file_name(old)));
+                    }
+                }
+                inner.files.push(base);
+            }
+            let n = work.scratch.len() / UNIT;
+            inner.written += n as i64;
+            self.unwritten.fetch_sub(n, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes everything written so far durable.
+    pub(crate) fn sync(&self) -> Result<(), Error> {
+        let unsynced = std::mem::take(&mut self.files.lock().unsynced);
+        let result = if unsynced.len() >= SYNCFS_FROM {
+            File::open(&self.root)
+                .and_then(|dir| Ok(rustix::fs::syncfs(dir)?))
+                .map_err(|e| Error::io("sync", &self.root, e))
+        } else {
+            unsynced
+                .iter()
+                .try_for_each(|(_, _, path)| match File::open(path) {
+                    Ok(file) => self
+                        .disk
+                        .sync_data(&file)
+                        .map_err(|e| Error::io("sync", path, e)),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                    Err(e) => Err(Error::io("sync", path, e)),
+                })
+        };
+        if result.is_err() {
+            self.files.lock().unsynced.extend(unsynced);
+        }
+        result
+    }
+
+    fn zero_units(&self, queue: &ConsumeQueue, from: i64, to: i64) -> Result<(), Error> {
+        let mut at = from as u64 * UNIT as u64;
+        let end = to as u64 * UNIT as u64;
+        while at < end {
+            let base = at - at % self.file_size;
+            let n = (end.min(base + self.file_size) - at) as usize;
+            match self.file(queue, base, false) {
+                Ok(file) => write_all_at(&*self.disk, &file, &vec![0; n], at - base)
+                    .map_err(|e| Error::io("cut", &queue.dir, e))?,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io("open", &queue.dir, e)),
+            }
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    /// Drops the units from `offset` on, in memory and on file.
+    fn truncate_queue(&self, queue: &ConsumeQueue, offset: i64) -> Result<(), Error> {
+        let _work = self.files.lock();
+        let (from, to) = {
+            let mut inner = queue.inner.lock();
+            let max = queue.max.load(Ordering::Relaxed);
+            if offset >= max {
+                return Ok(());
+            }
+            let keep = usize::try_from(offset - inner.tail_start).unwrap_or(0);
+            inner.tail.truncate(keep);
+            let unwritten = |written: i64, max: i64| (max - written).max(0) as usize;
+            self.unwritten
+                .fetch_sub(unwritten(inner.written, max), Ordering::Relaxed);
+            let was_written = inner.written;
+            inner.tail_start = inner.tail_start.min(offset);
+            inner.written = inner.written.min(offset);
+            self.unwritten
+                .fetch_add(unwritten(inner.written, offset), Ordering::Relaxed);
+            queue.max.store(offset, Ordering::Release);
+            queue.next.store(offset, Ordering::Relaxed);
+            (offset, was_written)
+        };
+        if from < to {
+            self.zero_units(queue, from, to)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Cuts every queue at the first unit that points at or beyond `position`.
+    pub(crate) fn truncate_to(&self, position: u64) -> Result<(), Error> {
+        let log_end = self.log_end.load(Ordering::Acquire).min(position);
+        for queue in self.load_all()? {
+            let (first, max) = (queue.min_offset(), queue.max_offset());
+            let end = partition(first, max, |i| {
+                Ok(self.unit(&queue, i).is_none_or(|u| u.end() <= position))
+            })
+            .map_err(|e| Error::io("read", &queue.dir, e))?;
+            self.truncate_queue(&queue, end)?;
+            self.follow(&queue);
+        }
+        self.set_log_end(log_end);
+        Ok(())
+    }
+
+    /// After segments were deleted: minimum offsets rise, files wholly below them go (never the last of a queue).
+    pub(crate) fn expire(&self, log_min: u64) -> Result<(), Error> {
+        for queue in self.load_all()? {
+            self.correct_min(&queue, log_min)?;
+            let _work = self.files.lock();
+            let min = queue.min.load(Ordering::Acquire) as u64 * UNIT as u64;
+            loop {
+                let base = {
+                    let mut inner = queue.inner.lock();
+                    match inner.files[..] {
+                        [first, _, ..] if first + self.file_size <= min => inner.files.remove(0),
+                        _ => break,
+                    }
+                };
+                let path = queue.dir.join(file_name(base));
+                self.descriptors.lock().open.remove(&(queue.id, base));
+                fs::remove_file(&path).map_err(|e| Error::io("remove", path, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a topic's queues and their folder.
+    pub(crate) fn delete_topic(&self, topic: &str) -> Result<(), Error> {
+        let mut work = self.files.lock();
+        let Some(queues) = self.topics.write().remove(topic) else {
+            return Ok(());
+        };
+        for slot in queues.values() {
+            if let Slot::Loaded(queue) = &*slot.read() {
+                let mut inner = queue.inner.lock();
+                queue.deleted.store(true, Ordering::Release);
+                let unwritten = (queue.max_offset() - inner.written).max(0) as usize;
+                self.unwritten.fetch_sub(unwritten, Ordering::Relaxed);
+                inner.written = queue.max_offset();
+                inner.tail_start = inner.written;
+                inner.tail.clear();
+                let id = queue.id;
+                self.descriptors
+                    .lock()
+                    .open
+                    .retain(|(queue, _), _| *queue != id);
+                work.unsynced.retain(|(queue, ..)| *queue != id);
+            }
+        }
+        let dir = self.root.join(topic);
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", dir, e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Throws every queue away: they are about to be rebuilt from the log.
+    pub(crate) fn clear(&self) -> Result<(), Error> {
+        for topic in self.names().into_keys() {
+            self.delete_topic(&topic)?;
+        }
+        Ok(())
+    }
+}
+
+/// First index in `from..to` for which `holds` is false, given that it is true before and false after some border.
+pub(crate) fn partition(
+    mut from: i64,
+    mut to: i64,
+    mut holds: impl FnMut(i64) -> io::Result<bool>,
+) -> io::Result<i64> {
+    while from < to {
+        let middle = from + (to - from) / 2;
+        if holds(middle)? {
+            from = middle + 1;
+        } else {
+            to = middle;
+        }
+    }
+    Ok(from)
 }

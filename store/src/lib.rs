@@ -5,15 +5,31 @@
 
 mod clock;
 mod config;
-mod consume_queue;
 mod error;
-mod get;
 mod put;
 mod store;
+
+mod record;
+mod ring;
+mod segment;
+
+mod consume_queue;
+mod index_file;
+
+mod get;
+mod query;
+
+mod checkpoint;
+mod kinds;
+mod recovery;
+mod retention;
+
+mod disk;
 
 pub use clock::{Clock, SystemClock};
 pub use config::{FlushDiskType, StoreConfig};
 pub use consume_queue::ConsumeQueue;
+pub use disk::{Disk, RealDisk};
 pub use error::{Error, NotWritable, PutError};
 pub use get::{Filter, GetOutcome, GetRequest, GetResult, GetStatus, MessageFilter};
 pub use put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};

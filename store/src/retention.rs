@@ -1,0 +1,155 @@
+//! What goes away with time or want of space, and what the disk's filling does to writers.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use crate::error::Error;
+use crate::store::{Store, chain};
+
+/// Between two deletions (upstream `deleteCommitLogFilesInterval`): a large file costs the file system some work.
+const DELETE_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct DiskUsage {
+    pub(crate) total: u64,
+    pub(crate) free: u64,
+}
+
+impl DiskUsage {
+    /// As `df` computes it: what the superuser keeps for himself counts neither as used nor as free.
+    pub(crate) fn ratio(self) -> f64 {
+        if self.total == 0 {
+            0.0
+        } else {
+            1.0 - self.free as f64 / self.total as f64
+        }
+    }
+}
+
+pub(crate) fn disk_usage(path: &Path) -> DiskUsage {
+    match rustix::fs::statvfs(path) {
+        Ok(stat) => DiskUsage {
+            total: (stat.f_blocks - (stat.f_bfree - stat.f_bavail)) * stat.f_frsize,
+            free: stat.f_bavail * stat.f_frsize,
+        },
+        Err(_) => DiskUsage::default(),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    Expired,
+    Forced,
+}
+
+impl Store {
+    fn disk_percent(&self) -> f64 {
+        let log = disk_usage(self.log.dir()).ratio();
+        let root = disk_usage(&self.config.root).ratio();
+        log.max(root) * 100.0
+    }
+
+    /// Marks the store full above `diskSpaceWarningLevelRatio` and takes the mark away below.
+    pub(crate) fn check_disk(&self) {
+        let limit = f64::from(self.config.disk_space_warning_level_ratio.clamp(35, 100));
+        let percent = self.disk_percent();
+        let full = percent > limit;
+        if full != self.is_disk_full.load(Ordering::Acquire) {
+            if full {
+                let text = format!("{percent:.1} % of the disk is used, the limit is {limit} %");
+                tracing::error!(text, "writes are refused");
+                *self.disk_full.lock() = Some(text);
+            } else if self.written() < self.appended() {
+                // ENOSPC came before the ratio: only a write that succeeds clears that.
+                return;
+            } else {
+                tracing::info!("there is room on the disk again");
+            }
+            self.is_disk_full.store(full, Ordering::Release);
+        }
+    }
+
+    /// Request 329: delete expired segments at the next check, whatever the hour.
+    pub fn delete_expired_now(&self) {
+        self.delete_now.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn retention_round(&self) {
+        if self.poisoned().is_some() {
+            return;
+        }
+        let result = self
+            .delete_segments()
+            .and_then(|n| if n > 0 { self.expire() } else { Ok(()) });
+        if let Err(error) = result {
+            tracing::error!(error = chain(&error), "old files could not be deleted");
+        }
+    }
+
+    /// Upstream `CleanCommitLogService.deleteExpiredFiles`: by hour, by fill level, or on request.
+    fn delete_segments(&self) -> Result<usize, Error> {
+        let percent = self.disk_percent();
+        let config = &self.config;
+        let due = config.delete_when.contains(&self.clock.local_hour());
+        let full = percent > f64::from(config.disk_max_used_space_ratio.clamp(10, 95));
+        let forced = config.clean_file_forcibly_enable
+            && percent > f64::from(config.disk_space_clean_forcibly_ratio.clamp(30, 95));
+        let asked = self.delete_now.swap(false, Ordering::AcqRel);
+        if !(due || full || forced || asked) {
+            return Ok(0);
+        }
+        let mut deleted = 0;
+        while deleted < config.delete_file_batch_max {
+            let Some(reason) = self.first_is_due(forced)? else {
+                break;
+            };
+            if deleted > 0 {
+                std::thread::sleep(DELETE_PAUSE);
+            }
+            let first = self.log.min();
+            if !self.log.remove_first()? {
+                break;
+            }
+            tracing::info!(
+                segment = first,
+                ?reason,
+                percent,
+                "a commit log file was deleted"
+            );
+            deleted += 1;
+        }
+        Ok(deleted)
+    }
+
+    /// The oldest segment, if it may go: never one that is not wholly dispatched and flushed.
+    fn first_is_due(&self, forced: bool) -> Result<Option<Reason>, Error> {
+        let Some(first) = self.log.at(self.log.min()) else {
+            return Ok(None);
+        };
+        if first.end() > self.confirm_offset().min(self.flushed()) {
+            return Ok(None);
+        }
+        if forced {
+            return Ok(Some(Reason::Forced));
+        }
+        let modified = fs::metadata(&first.path)
+            .and_then(|m| m.modified())
+            .map_err(|e| Error::io("look at", &first.path, e))?;
+        let modified = modified
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |d| d.as_millis() as i64);
+        let reserved = i64::try_from(self.config.file_reserved_hours.saturating_mul(3_600_000))
+            .unwrap_or(i64::MAX);
+        Ok((self.clock.now_ms().saturating_sub(modified) > reserved).then_some(Reason::Expired))
+    }
+
+    fn expire(&self) -> Result<(), Error> {
+        let min = self.log.min();
+        self.queues.expire(min)?;
+        self.index
+            .as_ref()
+            .map_or(Ok(()), |index| index.expire(min))
+    }
+}
