@@ -293,10 +293,6 @@ impl ConsumeQueues {
         })
     }
 
-    pub(crate) fn file_size(&self) -> u64 {
-        self.file_size
-    }
-
     pub(crate) fn set_log_end(&self, position: u64) {
         self.log_end.store(position, Ordering::Release);
     }

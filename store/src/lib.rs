@@ -33,4 +33,7 @@ pub use disk::{Disk, RealDisk};
 pub use error::{Error, NotWritable, PutError};
 pub use get::{Filter, GetOutcome, GetRequest, GetResult, GetStatus, MessageFilter};
 pub use put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};
-pub use store::{Boundary, Confirm, QueryResult, RuntimeFigures, Store, Watermarks};
+pub use store::{
+    ArrivalListener, Boundary, Confirm, QueryResult, RuntimeFigures, Store, WatermarkListener,
+    Watermarks,
+};

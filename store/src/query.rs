@@ -43,13 +43,16 @@ impl Store {
             tracing::error!(topic, key, %error, "the index cannot be read");
             Vec::new()
         });
-        let of_topic =
-            |record: &Bytes| Record::parse(record, false).is_some_and(|r| r.topic == topic);
+        // The index knows hashes and whole seconds; records that only collide are no one's gain.
+        let wanted = |record: &Bytes| {
+            Record::parse(record, false)
+                .is_some_and(|r| r.topic == topic && (begin..=end).contains(&r.store_timestamp))
+        };
         QueryResult {
             records: found
                 .into_iter()
                 .filter_map(|phy_offset| self.record_at(phy_offset))
-                .filter(of_topic)
+                .filter(wanted)
                 .collect(),
             index_last_update_timestamp: index.last_timestamp(),
             index_last_update_phy_offset: index.last_phy().map_or(0, |p| p as i64),

@@ -176,8 +176,8 @@ struct Signals {
     stop: AtomicBool,
 }
 
-type WatermarkListener = Box<dyn Fn(Watermarks) + Send + Sync>;
-type ArrivalListener = Box<dyn Fn(&[Arrival]) + Send + Sync>;
+pub type WatermarkListener = Box<dyn Fn(Watermarks) + Send + Sync>;
+pub type ArrivalListener = Box<dyn Fn(&[Arrival]) + Send + Sync>;
 
 /// Locks `<root>/lock` against other brokers, ours and Apache's.
 struct RootLock(#[expect(dead_code, reason = "held for its lock")] File);
@@ -1050,12 +1050,12 @@ impl Store {
     }
 
     /// Called after written, flushed or confirm advanced, or the store was poisoned; from any thread, must be short.
-    pub fn on_watermark(&self, listener: Box<dyn Fn(Watermarks) + Send + Sync>) {
+    pub fn on_watermark(&self, listener: WatermarkListener) {
         self.watermark_listeners.write().push(listener);
     }
 
     /// Called with each batch of records that became visible, before the watermark listener.
-    pub fn on_arrival(&self, listener: Box<dyn Fn(&[Arrival]) + Send + Sync>) {
+    pub fn on_arrival(&self, listener: ArrivalListener) {
         self.arrival_listeners.write().push(listener);
     }
 
@@ -1442,7 +1442,7 @@ impl Store {
                 state.tail.position
             )));
         }
-        if position % self.log.size() != 0 {
+        if !position.is_multiple_of(self.log.size()) {
             return Err(Error::Invalid(format!(
                 "{position} is not the begin of a segment of {} bytes",
                 self.log.size()

@@ -1,0 +1,7 @@
+//! The store from outside: files in a temporary folder, real threads.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod basic;
+mod common;
+mod fixtures;
