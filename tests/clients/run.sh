@@ -6,8 +6,10 @@
 #   tests/clients/run.sh java-4.9.8 go    only these parts: java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3
 #   SCENARIOS=sync,pull tests/clients/run.sh java-4.9.8
 #   SERVERS=java tests/clients/run.sh     the same against the original servers (SERVERS_VERSION=4.9.7 or 5.3.3): proves the rig itself
+#   NAMESRV=ours SERVERS=java …           our name server under the original brokers
 #   KEEP=1                                keeps the cluster's folders also after success
 set -uo pipefail
+{ # read whole before it runs, so that an edit does not disturb a run
 cd "$(dirname "$0")" || exit 2
 cache=${ROCKETCLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rocketcluster}
 out=$cache/clients
@@ -62,10 +64,11 @@ alive() { # says why and gives up when a server ended
 wait_for() { # wait_for SECONDS WHAT COMMAND...
   local until=$((SECONDS + $1)) what=$2; shift 2
   until "$@" >/dev/null 2>&1; do
-    alive
     [ $SECONDS -lt $until ] || { say "still waiting for $what"; tail -n 20 "$work"/*.log; exit 1; }
+    alive
     read -rt 0.1 <> <(:) || :
   done
+  alive
 }
 listens() { (exec 3<>"/dev/tcp/$1/$2"); }
 broker_conf() { # broker_conf NAME ADDRESS PORT
@@ -82,35 +85,43 @@ storePathRootDir=$work/$1
 storePathCommitLog=$work/$1/commitlog
 CONF
 }
+start_namesrv() { # start_namesrv ADDRESS: ours
+  printf 'bindAddress=%s\nkvConfigPath=%s\nconfigStorePath=%s\n' "$1" "$work/kvConfig.json" "$work/namesrv.properties" > "$work/namesrv.conf"
+  start namesrv "$bin/mqnamesrv" -c "$work/namesrv.conf"
+  wait_for 10 "the name server" listens "$1" $namesrv_port
+}
+bin=${ROCKETCLUSTER_BIN:-}
+if [ -z "$bin" ] && [ "$servers${NAMESRV:-}" != java ]; then
+  say "building the servers"
+  (cd ../.. && cargo build --release --locked -q -p namesrv -p broker) || exit 1
+  bin=$(cd ../.. && cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
+fi
 if [ "$servers" = java ]; then
   package servers "$servers_version" java/servers || exit 1
   jvm=(java "${open[@]}" --add-exports=java.base/jdk.internal.ref=ALL-UNNAMED -Xms256m -Xmx512m -XX:MaxDirectMemorySize=1g -Duser.home="$work" -Drocketmq.home.dir="$work" -cp "$out/servers-$servers_version/lib/*")
-  namesrv_port=19876
-  namesrv=127.0.0.1:$namesrv_port
   mkdir -p "$work/conf"
   for f in logback_namesrv logback_broker rmq.namesrv.logback rmq.broker.logback; do
     printf '<configuration><root level="OFF"/></configuration>\n' > "$work/conf/$f.xml"
   done
-  printf 'listenPort=%s\n' $namesrv_port > "$work/namesrv.conf"
-  start namesrv "${jvm[@]}" org.apache.rocketmq.namesrv.NamesrvStartup -c "$work/namesrv.conf"
-  wait_for 60 "the name server" listens 127.0.0.1 $namesrv_port
+  if [ "${NAMESRV:-}" = ours ]; then
+    namesrv=$net.1:$namesrv_port
+    start_namesrv $net.1
+  else
+    namesrv_port=19876
+    namesrv=127.0.0.1:$namesrv_port
+    printf 'listenPort=%s\n' $namesrv_port > "$work/namesrv.conf"
+    start namesrv "${jvm[@]}" org.apache.rocketmq.namesrv.NamesrvStartup -c "$work/namesrv.conf"
+    wait_for 60 "the name server" listens 127.0.0.1 $namesrv_port
+  fi
   port=20911
   for b in broker-a broker-b; do
-    { broker_conf $b 127.0.0.1 $port; printf 'mappedFileSizeCommitLog=67108864\nhaListenPort=%s\ntimerWheelEnable=false\n' $((port + 5)); } > "$work/$b.conf"
+    { broker_conf $b 127.0.0.1 $port; printf 'mappedFileSizeCommitLog=67108864\nhaListenPort=%s\n' $((port + 5)); } > "$work/$b.conf"
     start $b "${jvm[@]}" org.apache.rocketmq.broker.BrokerStartup -c "$work/$b.conf"
     port=$((port + 100))
   done
 else
-  bin=${ROCKETCLUSTER_BIN:-}
-  if [ -z "$bin" ]; then
-    say "building the servers"
-    (cd ../.. && cargo build --release --locked -q -p namesrv -p broker) || exit 1
-    bin=$(cd ../.. && cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
-  fi
   namesrv=$net.1:$namesrv_port
-  printf 'bindAddress=%s\nkvConfigPath=%s\n' "$net.1" "$work/kvConfig.json" > "$work/namesrv.conf"
-  start namesrv "$bin/mqnamesrv" -c "$work/namesrv.conf"
-  wait_for 10 "the name server" listens $net.1 $namesrv_port
+  start_namesrv $net.1
   n=11
   for b in broker-a broker-b; do
     { broker_conf $b $net.$n 10911; printf 'bindAddress=%s\n' $net.$n; } > "$work/$b.conf"
@@ -172,6 +183,7 @@ group() { # runs the named parts together and prints what they said, in order
 # Apache's own Producer and Consumer for 20 s; they set the binary header themselves. Good = both move, and no line tells a failure.
 benchmark() {
   local version=$1 topic=Benchmark_$$_${1//./} java=(java "${open[@]}" -Xmx512m -Duser.home="$work" -Drocketmq.client.logRoot="$work/rocketmqlogs" -cp "$out/java-$1/lib/*") a b
+  client "$version" topic --topic "$topic" --queues 8 || return
   "${java[@]}" org.apache.rocketmq.example.benchmark.Consumer -t "$topic" -g "G_$topic" -p false -n "$namesrv" > "$work/consumer-$version.log" 2>&1 & a=$!
   "${java[@]}" org.apache.rocketmq.example.benchmark.Producer -t "$topic" -w 8 -s 1024 -n "$namesrv" > "$work/producer-$version.log" 2>&1 & b=$!
   sleep 26 # the load itself: both print a line every 10 s
@@ -198,3 +210,5 @@ if [ $failed -gt 0 ]; then say "failures in: ${broken[*]}; logs in $work"; exit 
 [ $passed -gt 0 ] || { say "nothing ran"; exit 1; }
 finish; pids=()
 [ -n "${KEEP:-}" ] || rm -rf "$work"
+exit 0
+}

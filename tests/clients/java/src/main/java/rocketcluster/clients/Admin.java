@@ -113,7 +113,9 @@ final class Admin {
             }
             if (took > seconds * 1000L) {
                 failed.add(command);
-                out.println("FAIL " + command + " " + problem + " in: " + text.strip().replace("\n", "\n    "));
+                String shown = text.strip();
+                System.err.println("---- " + command + ": " + problem + "\n" + shown);
+                out.println("FAIL " + command + " " + problem + " in: " + shown.substring(0, Math.min(shown.length(), 500)).replace("\n", "\n    "));
                 return text;
             }
         }
@@ -157,7 +159,7 @@ final class Admin {
         expect("brokerStatus -b " + address, "^brokerVersionDesc +: V", "^bootTimestamp +:", "^putTps +:", "^msgPutTotalTodayNow +:", "^commitLogMaxOffset +:", "^runtime +:");
         expect("brokerStatus -c " + name, any + " +brokerVersionDesc");
         expectWithin(15, "consumerProgress -g " + group, "^#Topic +#Broker Name +#QID +#Broker Offset +#Consumer Offset", "^" + topic + " +" + broker + " +0 +2 +2 +0 ",
-            "Diff Total: 0$", "^%RETRY%" + group + " ");
+            "Diff Total: 0$");
         expect("consumerProgress", "^#Group +#Count +#Version", "^" + group + " +1 +V\\S+ +PUSH +CLUSTERING ");
         expect("consumerStatus -g " + group, "^1? *0*1 .*" + Pattern.quote(consumer.getInstanceName()), "Same subscription in the same group of consumer", "Rebalance OK");
         expect("consumerConnection -g " + group, "^#ClientId +#ClientAddr +#Language +#Version", " JAVA +V", "Below is subscription:", "^#Topic +#SubExpression", "^" + topic + " +\\*",
@@ -186,8 +188,8 @@ final class Admin {
         expect("queryCq -t " + topic + " -q 0 -i 0 -c 3 -b " + address, "minQueueIndex|====", "physicOffset|pysicOffset|size");
 
         expect("updateSubGroup -c " + name + " -g " + group + "_made -r 5", "create subscription group to " + any + " success", "retryMaxTimes=5");
-        expect("getConsumerConfig -g " + group + "_made", "retryMaxTimes", "=  5$", any.replaceAll(":.*", ""));
-        expect("deleteSubGroup -c " + name + " -g " + group + "_made", "delete subscription group \\[" + group + "_made\\] from broker \\[" + any + "\\] success");
+        expect("getConsumerConfig -g " + group + "_made", "retryMaxTimes", "=  5$", "^=+" + name + ":" + broker + "=+$");
+        expect("deleteSubGroup -c " + name + " -g " + group + "_made", "delete subscription group \\[" + group + "_made\\] from broker \\[" + any + "\\] in cluster \\[" + name + "\\] success");
 
         expect("getBrokerConfig -b " + address, "============" + any + "============", "^brokerName +=  " + broker + "$", "^brokerClusterName +=  " + name + "$", "^listenPort +=  ");
         expect("getBrokerConfig -c " + name, "^brokerName +=  " + broker + "$", "aster: ?" + any);
@@ -202,21 +204,19 @@ final class Admin {
         expect("updateOrderConf -t " + topic + " -m put -v " + broker + ":4", "update orderConf success|success");
         expectWithin(5, "updateOrderConf -t " + topic + " -m get", broker + ":4");
         expect("updateOrderConf -t " + topic + " -m delete", "delete orderConf success|success");
-        expect("getNamesrvConfig", "^listenPort +=  9876$");
+        expect("getNamesrvConfig", "^listenPort +=  \\d+$");
         expect("updateNamesrvConfig -k clusterTest -v false", "update name server config success");
         expect("wipeWritePerm -b " + broker, "wipe write perm of broker\\[" + broker + "\\] in name server\\[.*\\] OK, [1-9]");
         expectWithin(10, "topicRoute -t " + topic, "\"perm\": ?4");
         expect("addWritePerm -b " + broker, "add write perm of broker\\[" + broker + "\\] in name server\\[.*\\] OK, [1-9]");
         expectWithin(10, "topicRoute -t " + topic, "!\"perm\": ?4");
 
-        // Offsets: with the consumer online, then offline.
-        expect("getConsumerStatus -g " + group + " -t " + topic, "^#?clientId|#brokerName", broker + " +\\d+ ");
+        // Offsets of a group without a member.
         consumer.shutdown();
-        expectWithin(15, "consumerConnection -g " + group + "_nobody", "!Below is subscription");
         expectWithin(20, "skipAccumulatedMessage -g " + group + " -t " + topic, "^#?brokerName +#?queueId|#brokerName", broker + " +0 ");
-        expectWithin(20, "consumerProgress -g " + group + " -t " + topic, "Diff Total: 0$");
+        expectWithin(20, "consumerProgress -g " + group, "Diff Total: 0$");
         expectWithin(20, "resetOffsetByTime -g " + group + " -t " + topic + " -s 0", "#brokerName +#queueId +#", "^" + broker + " +0 +");
-        expectWithin(20, "consumerProgress -g " + group + " -t " + topic, "Diff Total: [1-9]");
+        expectWithin(20, "consumerProgress -g " + group, "Diff Total: [1-9]");
         expect("updateSubGroup -c " + name + " -g " + group + "_copy", "success");
         expect("cloneGroupOffset -s " + group + " -d " + group + "_copy -t " + topic, "clone group offset success");
 

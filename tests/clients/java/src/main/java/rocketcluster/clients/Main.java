@@ -8,6 +8,7 @@ public final class Main {
         usage: java -cp 'lib/*' rocketcluster.clients.Main MODE --namesrv HOST:PORT [options]
           scenarios  [--only a,b] [--threads N]                    every scenario, one PASS or FAIL line each
           mqadmin    --dir FOLDER                                  the mqadmin commands, checked by their output
+          topic      --topic T --queues N                          creates a topic on every master
           produce    --topic T --count N [--rate PER_SECOND] [--size BYTES]      prints each acknowledged id
           consume    --group G --topic T --count N [--timeout SECONDS]           prints each id and body
           check      --topic T --group G --seconds N [--rate PER_SECOND] [--threads N] [--stop-file F]
@@ -40,6 +41,12 @@ public final class Main {
         return switch (mode) {
             case "scenarios" -> Scenarios.run(options);
             case "mqadmin" -> Admin.run(options);
+            case "topic" -> {
+                try (Rig rig = new Rig(options.namesrv(), "", "topic", Rig.admin(options.namesrv()))) {
+                    rig.createTopic(options.get("topic"), options.number("queues", 8));
+                }
+                yield 0;
+            }
             case "produce" -> Checked.produce(options);
             case "consume" -> Checked.consume(options);
             case "check" -> Checked.check(options);
