@@ -197,7 +197,7 @@ impl Flow {
         let found = tokio::time::timeout(limit, wait).await;
         match found {
             Ok(Ok(Some(line))) => Ok(line),
-            Ok(Err(e)) => Err(e.into()),
+            Ok(Err(e)) => Err(e),
             Ok(Ok(None)) => {
                 let errors = self.errors().await;
                 bail!("{} ended before \"{beginning}\": {errors}", self.name)

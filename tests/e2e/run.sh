@@ -8,7 +8,7 @@
 # NODES              nodes of the cluster started here (2; the power cut needs two)
 # E2E_KEEP           leave namespaces and cluster as they are at the end
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
+e2e=$(cd "$(dirname "$0")" && pwd)
 export ROCKETCLUSTER_CACHE=${ROCKETCLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rocketcluster}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROCKETCLUSTER_CACHE/target}
 export REPOSITORY=${REPOSITORY:-localhost/rocketcluster} TAG=${TAG:-dev} NODES=${NODES:-2}
@@ -17,7 +17,7 @@ say() { printf '[%4d s] %s\n' "$SECONDS" "$*"; }
 cluster=
 finish() { # the cluster never outlives the run
   local code=$?
-  if [ -n "$cluster" ] && [ -z "${E2E_KEEP:-}" ]; then say "stopping the cluster"; "$here/cluster/down.sh" clean; fi
+  if [ -n "$cluster" ] && [ -z "${E2E_KEEP:-}" ]; then say "stopping the cluster"; "$e2e/cluster/down.sh" clean; fi
   rm -rf "${archives:-}"
   exit $code
 }
@@ -27,20 +27,20 @@ trap 'exit 130' INT TERM
 if [ -z "${ROCKETCLUSTER_BIN:-}" ]; then
   say "release build"
   triple=$(uname -m)-unknown-linux-gnu
-  (cd "$here/../.." && RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target "$triple" -p rocketctl -p broker -p namesrv -p operator)
+  (cd "$e2e/../.." && RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target "$triple" -p rocketctl -p broker -p namesrv -p operator)
   export ROCKETCLUSTER_BIN=$CARGO_TARGET_DIR/$triple/release
 fi
 say "the suite"
-suite=$(cd "$here/../.." && cargo test --locked -p tests --test e2e --no-run --message-format=json-render-diagnostics |
+suite=$(cd "$e2e/../.." && cargo test --locked -p tests --test e2e --no-run --message-format=json-render-diagnostics |
   sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
 
-[ -n "${E2E_KUBECONFIG:-}" ] || "$here/cluster/setup.sh"
+[ -n "${E2E_KUBECONFIG:-}" ] || "$e2e/cluster/setup.sh"
 say "images"
 archives=$(mktemp -d)
-"$here/../../images/build.sh" "$archives" operator mqnamesrv mqbroker
+"$e2e/../../images/build.sh" "$archives" operator mqnamesrv mqbroker
 mkdir "$archives/next" # the same code under another tag, to roll to
-TAG=$TAG-next "$here/../../images/build.sh" "$archives/next" mqnamesrv mqbroker >/dev/null
-clients=$("$here/clients/image.sh")
+TAG=$TAG-next "$e2e/../../images/build.sh" "$archives/next" mqnamesrv mqbroker >/dev/null
+clients=$("$e2e/clients/image.sh")
 
 if [ -n "${E2E_KUBECONFIG:-}" ]; then
   export KUBECONFIG=$E2E_KUBECONFIG
@@ -49,16 +49,16 @@ if [ -n "${E2E_KUBECONFIG:-}" ]; then
   fi
 else
   say "Kubernetes binaries"
-  "$here/cluster/build.sh"
-  . "$here/cluster/env.sh"
-  "$here/cluster/down.sh" clean # what an interrupted run left behind
-  "$here/cluster/images/build.sh"
+  "$e2e/cluster/build.sh"
+  . "$e2e/cluster/env.sh"
+  "$e2e/cluster/down.sh" clean # what an interrupted run left behind
+  "$e2e/cluster/images/build.sh"
   cluster=yes
   say "starting a cluster of $NODES nodes"
-  "$here/cluster/up.sh"
+  "$e2e/cluster/up.sh"
   say "loading images"
-  "$here/cluster/load-images.sh" "$archives"/*.tar "$archives"/next/*.tar "$clients"
-  export E2E_CLUSTER_SCRIPTS=$here/cluster
+  "$e2e/cluster/load-images.sh" "$archives"/*.tar "$archives"/next/*.tar "$clients"
+  export E2E_CLUSTER_SCRIPTS=$e2e/cluster
 fi
 say "scenarios"
 "$suite" "$@"
