@@ -14,7 +14,8 @@ use crate::topic::{RETRY_GROUP_TOPIC_PREFIX, perm};
 /// The expression type that needs no filter (upstream `ExpressionType.TAG`; absent means the same).
 const TAG: &str = "TAG";
 
-/// HEART_BEAT (34). The ext fields of 5.x's second version are left out of the answer, which switches it off.
+/// HEART_BEAT (34). It runs on the connection's own task, as its close does, so nothing is registered after the close.
+/// The ext fields of 5.x's second version are left out of the answer, which switches it off.
 pub(crate) fn heartbeat(
     broker: &Arc<Broker>,
     connection: &Arc<Connection>,
@@ -35,10 +36,6 @@ pub(crate) fn heartbeat(
     }
     for data in &heartbeat.producer_data_set {
         broker.producers.register(&data.group_name, info.clone());
-    }
-    if !connection.is_open() {
-        // It was closed while this ran; the close may have been handled before the registration.
-        connection_closed(broker, connection.id());
     }
     ok()
 }
