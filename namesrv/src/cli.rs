@@ -1,6 +1,7 @@
 //! `mqnamesrv`, also when `rocketctl` acts as it: upstream's flags, upstream's line of success.
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -47,14 +48,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         print!("{}", config.to_properties());
         return ExitCode::SUCCESS;
     }
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let plain = std::env::var_os("NO_COLOR").is_some()
-        || !std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let filter = EnvFilter::try_from_env("ROCKETMQ_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let plain = std::env::var_os("NO_COLOR").is_some() || !std::io::stderr().is_terminal();
     // A second subscriber in one process (tests, embedding) is no fault.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(!plain)
+        .with_target(false)
         .try_init();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -31,6 +31,8 @@ const WITHOUT_EFFECT: &[&str] = &[
     "clusterTest",
     "productEnvName",
     "enableControllerInNamesrv",
+    // Part of the answer to 319, so it comes back when that text is edited and sent.
+    "configHash",
 ];
 
 /// Keys that 318 must not change: what they name is fixed at start.

@@ -7,6 +7,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use remoting::protocol::request_code;
 
@@ -32,7 +33,7 @@ impl Metrics {
             .inc();
     }
 
-    pub(crate) fn text(&self, sizes: Sizes) -> String {
+    pub(crate) fn text(&self, sizes: Sizes, config_hash: &str) -> String {
         let mut registry = Registry::with_prefix("rocketmq_namesrv");
         registry.register(
             "requests",
@@ -53,6 +54,12 @@ impl Metrics {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
             registry.register(name, help, gauge);
         }
+        let hash = vec![("hash", config_hash.to_owned())];
+        registry.register(
+            "config",
+            "Hash of the file the process started with",
+            Info::new(hash),
+        );
         let mut out = String::new();
         // Writing to a string cannot fail.
         let _ = encode(&mut out, &registry);

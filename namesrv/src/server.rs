@@ -50,7 +50,10 @@ impl Health for Probe {
         Ok(())
     }
     fn metrics(&self) -> String {
-        self.0.metrics.text(self.0.routes.read().sizes())
+        let sizes = self.0.routes.read().sizes();
+        self.0
+            .metrics
+            .text(sizes, &self.0.config.load().config_hash)
     }
 }
 

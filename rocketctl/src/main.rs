@@ -1,19 +1,5 @@
-//! A stand-in until the command line is here: only the load generator.
+use std::process::ExitCode;
 
-#[cfg(target_os = "linux")] // epoll and /proc
-mod bench;
-
-#[cfg(target_os = "linux")]
-#[derive(clap::Parser)]
-struct Cli {
-    #[command(subcommand)]
-    command: bench::BenchCommand,
+fn main() -> ExitCode {
+    rocketctl::main(std::env::args_os().collect())
 }
-
-#[cfg(target_os = "linux")]
-fn main() -> anyhow::Result<()> {
-    bench::run(&<Cli as clap::Parser>::parse().command)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn main() {}
