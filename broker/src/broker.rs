@@ -244,7 +244,7 @@ impl Broker {
         };
         status.keep(http);
 
-        let store_config = store_config(&settings);
+        let store_config = store_config(&settings, &settings.raw);
         let store_clock = Arc::clone(&clock);
         let opened =
             tokio::task::spawn_blocking(move || Store::open(store_config, store_clock)).await;
@@ -373,6 +373,8 @@ impl Broker {
         let mut config = BrokerConfig::clone(&before);
         change(&mut config);
         let registers = config.broker_permission != before.broker_permission;
+        self.store
+            .reconfigure(&store_config(&self.settings, &config));
         self.config.store(Arc::new(config));
         version.next_version(self.clock.now_ms());
         if registers {
@@ -726,14 +728,13 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
         .map_err(|source| StartError::Bind { address, source })
 }
 
-fn store_config(settings: &Settings) -> StoreConfig {
+fn store_config(settings: &Settings, raw: &BrokerConfig) -> StoreConfig {
     fn ms(value: i32) -> Duration {
         Duration::from_millis(u64::try_from(value).unwrap_or(0))
     }
     fn size<T: TryFrom<i64>>(value: impl Into<i64>, otherwise: T) -> T {
         T::try_from(value.into()).unwrap_or(otherwise)
     }
-    let raw = &settings.raw;
     let base = StoreConfig::new(&settings.root);
     StoreConfig {
         commit_log_path: settings.commit_log_path.clone(),
@@ -755,7 +756,8 @@ fn store_config(settings: &Settings) -> StoreConfig {
         max_index_num: size(raw.max_index_num, base.max_index_num),
         message_index_enable: raw.message_index_enable,
         file_reserved_hours: size(raw.file_reserved_time, base.file_reserved_hours),
-        delete_when: settings.delete_when.clone(),
+        delete_when: crate::config::parse_delete_when(&raw.delete_when)
+            .unwrap_or_else(|| settings.delete_when.clone()),
         disk_max_used_space_ratio: size(
             raw.disk_max_used_space_ratio.clamp(10, 95),
             base.disk_max_used_space_ratio,

@@ -247,12 +247,12 @@ keys! {
     AtStart "flushConsumeQueueThoroughInterval" flush_consume_queue_thorough_interval: i32 = 60_000, "ms after which the queues are flushed whatever their size";
     Dynamic "syncFlushTimeout" sync_flush_timeout: i32 = 5_000, "ms that a send waits for its flush before it is answered FLUSH_DISK_TIMEOUT";
     Dynamic important "maxMessageSize" max_message_size: i32 = 4_194_304, "bytes of a message body";
-    AtStart important "fileReservedTime" file_reserved_time: i32 = 72, "hours that log files are kept";
-    AtStart important "deleteWhen" delete_when: String = "04".to_owned(), "hours of the day at which expired files are deleted, separated by `;`";
-    AtStart "diskMaxUsedSpaceRatio" disk_max_used_space_ratio: i32 = 75, "percent of disk use at which expired files are deleted at any hour, 10 to 95";
-    AtStart "diskSpaceWarningLevelRatio" disk_space_warning_level_ratio: i32 = 90, "percent of disk use at which sends are refused, 35 to 90";
-    AtStart "diskSpaceCleanForciblyRatio" disk_space_clean_forcibly_ratio: i32 = 85, "percent of disk use at which the oldest files are deleted though not expired, 30 to 85";
-    AtStart "cleanFileForciblyEnable" clean_file_forcibly_enable: bool = true, "allow deleting files that are not expired when the disk is full";
+    Dynamic important "fileReservedTime" file_reserved_time: i32 = 72, "hours that log files are kept";
+    Dynamic important "deleteWhen" delete_when: String = "04".to_owned(), "hours of the day at which expired files are deleted, separated by `;`";
+    Dynamic "diskMaxUsedSpaceRatio" disk_max_used_space_ratio: i32 = 75, "percent of disk use at which expired files are deleted at any hour, 10 to 95";
+    Dynamic "diskSpaceWarningLevelRatio" disk_space_warning_level_ratio: i32 = 90, "percent of disk use at which sends are refused, 35 to 90";
+    Dynamic "diskSpaceCleanForciblyRatio" disk_space_clean_forcibly_ratio: i32 = 85, "percent of disk use at which the oldest files are deleted though not expired, 30 to 85";
+    Dynamic "cleanFileForciblyEnable" clean_file_forcibly_enable: bool = true, "allow deleting files that are not expired when the disk is full";
     AtStart "cleanResourceInterval" clean_resource_interval: i32 = 10_000, "ms between two looks for files to delete";
     AtStart "deleteCommitLogFilesInterval" delete_commit_log_files_interval: i32 = 100, "ms between two deletions of log files";
     AtStart "deleteConsumeQueueFilesInterval" delete_consume_queue_files_interval: i32 = 100, "ms between two deletions of queue files";
@@ -913,24 +913,13 @@ impl BrokerConfig {
                 );
             }
         };
-        let mut delete_when = Vec::new();
-        for hour in self
-            .delete_when
-            .split(';')
-            .map(str::trim)
-            .filter(|h| !h.is_empty())
-        {
-            match hour.parse::<u8>() {
-                Ok(hour) if hour < 24 => delete_when.push(hour),
-                _ => {
-                    return refuse(
-                        "deleteWhen",
-                        &self.delete_when,
-                        "expected hours 00 to 23 separated by `;`",
-                    );
-                }
-            }
-        }
+        let Some(delete_when) = parse_delete_when(&self.delete_when) else {
+            return refuse(
+                "deleteWhen",
+                &self.delete_when,
+                "expected hours 00 to 23 separated by `;`",
+            );
+        };
         let bind_address: IpAddr = match self.bind_address.parse() {
             Ok(address) => address,
             Err(_) => {
@@ -1062,6 +1051,17 @@ impl Settings {
             .clone()
             .unwrap_or_else(|| self.root.join("commitlog"))
     }
+}
+
+/// `04;16` → hours of the day.
+pub fn parse_delete_when(text: &str) -> Option<Vec<u8>> {
+    let hours = text
+        .split(';')
+        .map(str::trim)
+        .filter(|hour| !hour.is_empty());
+    hours
+        .map(|hour| hour.parse().ok().filter(|hour| *hour < 24))
+        .collect()
 }
 
 /// `1s 5s 1m 2h 1d` → delays.

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use bytes::BytesMut;
 use parking_lot::{Condvar, Mutex};
 
-use crate::config::StoreConfig;
 use crate::consume_queue::{CqUnit, UNIT};
+use crate::live::Live;
 use crate::record::{self, Peek};
 use crate::store::Store;
 
@@ -205,10 +205,8 @@ impl Store {
         }
 
         let log_end = self.confirm_offset();
-        let in_memory = (self.memory_bytes as f64
-            * f64::from(self.config.access_message_in_memory_max_ratio)
-            / 100.0) as u64;
-        let limits = Limits::new(&self.config, request);
+        let in_memory = (self.memory_bytes as f64 * self.live.in_memory_ratio() / 100.0) as u64;
+        let limits = Limits::new(&self.live, request);
         let max_units = MAX_FILTER_UNITS.max(
             usize::try_from(request.max_count)
                 .unwrap_or(usize::MAX)
@@ -336,18 +334,12 @@ struct Limits {
 }
 
 impl Limits {
-    fn new(config: &StoreConfig, request: &GetRequest<'_>) -> Self {
+    fn new(live: &Live, request: &GetRequest<'_>) -> Self {
         Self {
             count: request.max_count,
             bytes: request.max_bytes,
-            memory: (
-                config.max_transfer_bytes_in_memory,
-                config.max_transfer_count_in_memory,
-            ),
-            disk: (
-                config.max_transfer_bytes_on_disk,
-                config.max_transfer_count_on_disk,
-            ),
+            memory: live.transfer_in_memory(),
+            disk: live.transfer_on_disk(),
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod clock;
 mod config;
+mod live;
 mod error;
 mod put;
 mod store;

@@ -53,7 +53,7 @@ impl Store {
 
     /// Marks the store full above `diskSpaceWarningLevelRatio` and takes the mark away below.
     pub(crate) fn check_disk(&self) {
-        let limit = f64::from(self.config.disk_space_warning_level_ratio.clamp(35, 100));
+        let limit = self.live.refused_above();
         let percent = self.disk_percent();
         let full = percent > limit;
         if full != self.is_disk_full.load(Ordering::Acquire) {
@@ -91,17 +91,18 @@ impl Store {
     /// Upstream `CleanCommitLogService.deleteExpiredFiles`: by hour, by fill level, or on request.
     fn delete_segments(&self) -> Result<usize, Error> {
         let percent = self.disk_percent();
-        let config = &self.config;
-        let due = config.delete_when.contains(&self.clock.local_hour());
-        let full = percent > f64::from(config.disk_max_used_space_ratio.clamp(10, 95));
-        let forced = config.clean_file_forcibly_enable
-            && percent > f64::from(config.disk_space_clean_forcibly_ratio.clamp(30, 95));
+        let due = self.live.deletes_at(self.clock.local_hour());
+        let full = percent > self.live.full_above();
+        let forced = self
+            .live
+            .forced_above()
+            .is_some_and(|limit| percent > limit);
         let asked = self.delete_now.swap(false, Ordering::AcqRel);
         if !(due || full || forced || asked) {
             return Ok(0);
         }
         let mut deleted = 0;
-        while deleted < config.delete_file_batch_max {
+        while deleted < self.config.delete_file_batch_max {
             let Some(reason) = self.first_is_due(forced)? else {
                 break;
             };
@@ -140,8 +141,7 @@ impl Store {
         let modified = modified
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |d| d.as_millis() as i64);
-        let reserved = i64::try_from(self.config.file_reserved_hours.saturating_mul(3_600_000))
-            .unwrap_or(i64::MAX);
+        let reserved = self.live.reserved_ms();
         Ok((self.clock.now_ms().saturating_sub(modified) > reserved).then_some(Reason::Expired))
     }
 

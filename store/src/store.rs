@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::config::{FlushDiskType, StoreConfig};
 use crate::consume_queue::{ConsumeQueue, ConsumeQueues};
 use crate::disk::{Disk, RealDisk};
+use crate::live::Live;
 use crate::error::{Error, NotWritable, PutError};
 use crate::get::ColdReaders;
 use crate::index_file::{IndexService, index_dir};
@@ -184,6 +185,7 @@ struct RootLock(#[expect(dead_code, reason = "held for its lock")] File);
 
 pub struct Store {
     pub(crate) config: StoreConfig,
+    pub(crate) live: Live,
     pub(crate) clock: Arc<dyn Clock>,
     disk: Arc<dyn Disk>,
     pub(crate) log: Arc<Segments>,
@@ -386,6 +388,7 @@ impl Store {
             signals: signals.clone(),
             threads: Mutex::new(Vec::new()),
             root_lock: Mutex::new(Some(root_lock)),
+            live: Live::new(&config),
             config,
             clock,
             disk,

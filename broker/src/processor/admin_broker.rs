@@ -21,7 +21,7 @@ use remoting::protocol::{RemotingCommand, response_code};
 use super::answer::{Answer, Fields, Refused, body, ok, ok_json, ok_text};
 use crate::broker::Broker;
 use crate::client::ClientChannelInfo;
-use crate::config::{self, Applied, Change, Source, find_key};
+use crate::config::{self, Applied, BrokerConfig, Change, Source, find_key};
 use crate::subscription::validate_group;
 use crate::topic::{Topic, validate_config, validate_name};
 
@@ -756,8 +756,10 @@ pub(crate) fn update_broker_config(broker: &Arc<Broker>, request: &RemotingComma
             .set(Source::Request, &property.key, &property.value)
             .map_err(|error| Refused::system_error(error.to_string()))?;
         match (applied, find_key(&property.key)) {
-            (Applied::Set(key), Some(found)) if found.change == Change::Dynamic => {
-                dynamic.push((key, property.value.as_str()))
+            (Applied::Set(key), Some(found))
+                if found.change == Change::Dynamic && !outgrows_the_store(broker, &trial, key) =>
+            {
+                dynamic.push((key, property.value.as_str()));
             }
             (Applied::Set(key), _) => at_start.push((key, property.value.as_str())),
             (Applied::NotApplicable, _) => {
@@ -811,6 +813,11 @@ pub(crate) fn update_broker_config(broker: &Arc<Broker>, request: &RemotingComma
     } else {
         answer.with_remark(remarks.join("; "))
     })
+}
+
+/// The store's buffers were made for the largest message of the start; a smaller bound can be set at any time.
+fn outgrows_the_store(broker: &Broker, config: &BrokerConfig, key: &str) -> bool {
+    key == "maxMessageSize" && config.max_message_size > broker.settings.raw.max_message_size
 }
 
 /// Topic attributes as 5.x tools send them: `+key=value` sets, `-key` removes, separated by commas.

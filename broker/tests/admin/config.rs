@@ -46,9 +46,9 @@ fn text(body: &[u8]) -> String {
 
 #[tokio::test]
 async fn dynamic_keys_count_at_once_and_the_file_keeps_all_that_was_set() {
-    let rig = Rig::start_with_file("# mine\nbrokerName=broker-a\nmaxMessageSize = 2000\n").await;
+    let rig = Rig::start_with_file("# mine\nbrokerName=broker-a\nmaxMessageSize = 100000\n").await;
     let before = rig.admin.ok(code::GET_BROKER_CONFIG, &[]).await;
-    assert!(text(&before.body).contains("\nmaxMessageSize=2000\n"));
+    assert!(text(&before.body).contains("\nmaxMessageSize=100000\n"));
     assert!(
         before
             .ext("version")
@@ -80,7 +80,7 @@ async fn dynamic_keys_count_at_once_and_the_file_keeps_all_that_was_set() {
         read("broker.conf").contains("maxMessageSize=65536")
             && read("broker.conf").contains("maxHashSlotNum=1234")
     );
-    assert!(read("broker.conf.bak").contains("maxMessageSize = 2000"));
+    assert!(read("broker.conf.bak").contains("maxMessageSize = 100000"));
 
     assert_eq!(
         update("brokerConfigPath=/tmp/x\n").await.code,
