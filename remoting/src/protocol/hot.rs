@@ -145,8 +145,42 @@ fn hex4(bytes: &[u8]) -> u32 {
     value
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Fields of a JSON header whose places are remembered, so that it is scanned once. A send has 14.
+const INDEXED: usize = 16;
+
+/// Where a text stands in the header, and whether it holds escapes. A header is shorter than 2^24.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    start: u32,
+    len: u32,
+    escaped: bool,
+}
+
+impl Span {
+    fn of(text: RawText<'_>, end: usize) -> Self {
+        Self {
+            start: (end - text.bytes.len()) as u32,
+            len: text.bytes.len() as u32,
+            escaped: text.escaped,
+        }
+    }
+
+    fn text<'a>(&self, header: &'a [u8]) -> Option<RawText<'a>> {
+        let start = self.start as usize;
+        let bytes = header.get(start..start + self.len as usize)?;
+        Some(RawText::new(bytes, self.escaped))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
 enum ExtArea<'a> {
+    /// The whole header, and the fields in it.
+    Indexed {
+        header: &'a [u8],
+        used: usize,
+        fields: [[Span; 2]; INDEXED],
+    },
+    /// The inside of a JSON object with more fields than that.
     Json(&'a [u8]),
     Binary(&'a [u8]),
 }
@@ -185,9 +219,9 @@ impl<'a> HeaderView<'a> {
     }
 
     /// The ext fields in the order they were sent; a field whose value is null is left out.
-    pub fn ext(&self) -> ExtIter<'a> {
+    pub fn ext(&self) -> ExtIter<'_, 'a> {
         ExtIter {
-            area: self.ext,
+            area: &self.ext,
             at: 0,
         }
     }
@@ -247,7 +281,7 @@ impl<'a> HeaderView<'a> {
                             Value::Null => None,
                         }
                     }
-                    b"extFields" => view.ext = ExtArea::Json(scan.ext()?),
+                    b"extFields" => view.ext = scan.ext()?,
                     _ => {
                         scan.value()?;
                     }
@@ -311,16 +345,25 @@ fn take_short(bytes: &[u8]) -> Result<(&[u8], &[u8]), DecodeError> {
 
 /// Walks the ext fields of a [`HeaderView`].
 #[derive(Clone, Debug)]
-pub struct ExtIter<'a> {
-    area: ExtArea<'a>,
+pub struct ExtIter<'v, 'a> {
+    area: &'v ExtArea<'a>,
     at: usize,
 }
 
-impl<'a> Iterator for ExtIter<'a> {
+impl<'a> Iterator for ExtIter<'_, 'a> {
     type Item = (RawText<'a>, RawText<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.area {
+        match *self.area {
+            ExtArea::Indexed {
+                header,
+                used,
+                ref fields,
+            } => {
+                let [key, value] = fields.get(..used)?.get(self.at)?;
+                self.at += 1;
+                Some((key.text(header)?, value.text(header)?))
+            }
             ExtArea::Json(input) => {
                 let mut scan = Scan { input, at: self.at };
                 loop {
@@ -526,27 +569,50 @@ impl<'a> Scan<'a> {
             .ok_or(DecodeError::Json { at })
     }
 
-    /// The inside of the ext object, checked member by member.
-    fn ext(&mut self) -> Result<&'a [u8], DecodeError> {
+    /// The ext object, checked member by member.
+    fn ext(&mut self) -> Result<ExtArea<'a>, DecodeError> {
         self.blanks();
         if self.peek() != Some(b'{') {
             return match self.value()? {
-                Value::Null => Ok(&[]),
+                Value::Null => Ok(ExtArea::Json(&[])),
                 _ => Err(self.error()),
             };
         }
         self.at += 1;
         let start = self.at;
+        let mut fields = [[Span::default(); 2]; INDEXED];
+        let mut used = 0;
         if !self.closes(b'}') {
             loop {
-                self.key()?;
-                self.value()?;
+                self.expect(b'"')?;
+                let key = self.string()?;
+                // The end of a text is known best right after it: behind its closing quote.
+                let key = Span::of(key, self.at - 1);
+                self.expect(b':')?;
+                let value = match self.value()? {
+                    Value::Text(text) => Some(Span::of(text, self.at - 1)),
+                    Value::Literal(raw) => Some(Span::of(RawText::plain(raw), self.at)),
+                    Value::Null => None,
+                };
+                if let Some(value) = value {
+                    if let Some(field) = fields.get_mut(used) {
+                        *field = [key, value];
+                    }
+                    used += 1;
+                }
                 if !self.more(b'}')? {
                     break;
                 }
             }
         }
-        Ok(&self.input[start..self.at - 1])
+        if used <= INDEXED && u32::try_from(self.input.len()).is_ok() {
+            return Ok(ExtArea::Indexed {
+                header: self.input,
+                used,
+                fields,
+            });
+        }
+        Ok(ExtArea::Json(&self.input[start..self.at - 1]))
     }
 }
 

@@ -32,7 +32,7 @@ fn command() -> impl Strategy<Value = RemotingCommand> {
         proptest::option::of(
             text().prop_filter("an empty remark is none", |text| !text.is_empty()),
         ),
-        proptest::collection::btree_map(text(), text(), 0..12),
+        proptest::collection::btree_map(text(), text(), 0..24),
         proptest::collection::vec(any::<u8>(), 0..100),
         any::<bool>(),
     )
