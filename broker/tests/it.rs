@@ -1,5 +1,7 @@
 //! A broker in this process, a name server beside it, real bytes between them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test fails
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! `kill -9` of a broker process under load, again and again: nothing acknowledged is missing afterwards, and the same offsets still hold the same messages.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test fails
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
