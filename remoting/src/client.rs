@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::connection::{Connection, InvokeError, Request};
+use crate::connection::{Connection, Incomplete, InvokeError, Request};
 use crate::protocol::{RemotingCommand, SerializeType};
 use crate::resolver::Resolver;
 use crate::server::{ServerConfig, Service};
@@ -62,6 +62,7 @@ struct Inner {
     /// The async lock of a slot keeps two callers from connecting to one address twice.
     slots: Mutex<HashMap<String, Arc<Slot>>>,
     service: Arc<Callbacks>,
+    incomplete: Arc<Incomplete>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -116,6 +117,7 @@ impl RemotingClient {
                 config: Arc::new(config),
                 slots: Mutex::default(),
                 service: Arc::default(),
+                incomplete: Arc::default(),
                 shutdown: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             }),
@@ -219,7 +221,12 @@ impl RemotingClient {
     fn spawn(&self, stream: TcpStream) -> io::Result<Arc<Connection>> {
         stream.set_nodelay(true)?;
         let limits = &self.inner.config.limits;
-        let connection = Connection::new(stream.peer_addr()?, stream.local_addr()?, limits);
+        let connection = Connection::new(
+            stream.peer_addr()?,
+            stream.local_addr()?,
+            limits,
+            Arc::clone(&self.inner.incomplete),
+        );
         let (config, service, shutdown, handle) = (
             Arc::clone(&self.inner.config),
             Arc::clone(&self.inner.service),

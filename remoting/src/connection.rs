@@ -12,7 +12,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -61,12 +61,17 @@ struct Outbox {
     waker: Option<Waker>,
 }
 
+/// Bytes that the connections of one server or client hold for long frames in arrival.
+#[derive(Debug, Default)]
+pub(crate) struct Incomplete(AtomicUsize);
+
 /// The handle of a connection. Frames given to it are sent in order; after it closed they are dropped.
 pub struct Connection {
     id: u64,
     peer: SocketAddr,
     local: SocketAddr,
     outbox_hard_limit: usize,
+    incomplete: Arc<Incomplete>,
     open: AtomicBool,
     outbox: Mutex<Outbox>,
     next_opaque: AtomicI32,
@@ -84,13 +89,19 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(peer: SocketAddr, local: SocketAddr, config: &ServerConfig) -> Arc<Self> {
+    pub(crate) fn new(
+        peer: SocketAddr,
+        local: SocketAddr,
+        config: &ServerConfig,
+        incomplete: Arc<Incomplete>,
+    ) -> Arc<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             peer,
             local,
             outbox_hard_limit: config.outbox_hard_limit,
+            incomplete,
             open: AtomicBool::new(true),
             outbox: Mutex::default(),
             next_opaque: AtomicI32::new(0),
@@ -100,7 +111,7 @@ impl Connection {
 
     /// A handle without a socket, for tests of processors: what is sent stays in the outbox.
     pub fn detached(peer: SocketAddr, local: SocketAddr) -> Arc<Self> {
-        Self::new(peer, local, &ServerConfig::default())
+        Self::new(peer, local, &ServerConfig::default(), Arc::default())
     }
 
     /// Takes the frames that were sent on a [`Connection::detached`] handle.
@@ -313,6 +324,7 @@ pub(crate) async fn run<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
         input: BytesMut::with_capacity(READ_BUFFER),
         read_size: READ_BUFFER,
         output: BytesMut::new(),
+        charged: 0,
         active: Instant::now(),
         partial_since: None,
         greeted: false,
@@ -347,6 +359,7 @@ enum End {
     SlowFrame,
     Shutdown,
     Tls,
+    Incomplete,
     Decode(DecodeError),
     Io(std::io::Error),
 }
@@ -360,6 +373,7 @@ impl fmt::Display for End {
             End::SlowFrame => f.write_str("a frame was not completed in time"),
             End::Shutdown => f.write_str("shutdown"),
             End::Tls => f.write_str("TLS handshake, and TLS is not enabled"),
+            End::Incomplete => f.write_str("too much memory for frames in arrival"),
             End::Decode(error) => write!(f, "malformed frame: {error}"),
             End::Io(error) => write!(f, "{error}"),
         }
@@ -375,6 +389,8 @@ struct Task<'c, S: Service, IO> {
     /// Room asked for before each read.
     read_size: usize,
     output: BytesMut,
+    /// This connection's part of [`Incomplete`].
+    charged: usize,
     /// Last time bytes moved in either direction.
     active: Instant,
     /// When the incomplete frame at the head of the buffer began to arrive.
@@ -385,6 +401,13 @@ struct Task<'c, S: Service, IO> {
     stalled: bool,
     /// Set at shutdown: until when output is still written.
     draining: Option<Instant>,
+}
+
+impl<S: Service, IO> Drop for Task<'_, S, IO> {
+    fn drop(&mut self) {
+        let Incomplete(total) = &*self.connection.incomplete;
+        total.fetch_sub(self.charged, Ordering::Relaxed);
+    }
 }
 
 impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Task<'_, S, IO> {
@@ -541,7 +564,32 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Task<'_, S, IO> {
         if count >= self.read_size {
             self.read_size = (self.read_size * 2).min(READ_BUFFER_BUSY);
         }
-        self.process(local)
+        self.process(local)?;
+        self.charge()
+    }
+
+    /// Accounts for a buffer that has grown beyond what every connection may have.
+    fn charge(&mut self) -> Result<(), End> {
+        let needed = match self.input.capacity() {
+            capacity if capacity > 2 * READ_BUFFER_BUSY => capacity,
+            _ => 0,
+        };
+        if needed == self.charged {
+            return Ok(());
+        }
+        let Incomplete(total) = &*self.connection.incomplete;
+        let before = if needed > self.charged {
+            total.fetch_add(needed - self.charged, Ordering::Relaxed)
+        } else {
+            total.fetch_sub(self.charged - needed, Ordering::Relaxed)
+        };
+        let grown = needed > self.charged;
+        let all = before + needed - self.charged;
+        self.charged = needed;
+        if grown && all > self.config.max_incomplete {
+            return Err(End::Incomplete);
+        }
+        Ok(())
     }
 
     /// Handles the complete frames in the buffer, then the end of the batch. Stops early when their

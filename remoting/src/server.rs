@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::connection::Incomplete;
 pub use crate::connection::{Connection, Request};
 use crate::protocol::MAX_FRAME;
 
@@ -27,7 +27,10 @@ pub struct ServerConfig {
     /// A connection without a byte in either direction for this long is closed, and so is one whose
     /// frame is not complete after it. Default: 120 s, as upstream.
     pub idle: Duration,
-    /// Unsent output at which the task stops reading from the connection. Default: 4 MiB.
+    /// Memory of one server for long frames that have not arrived in full; beyond it the connection
+    /// that needs more is closed. Default: 256 MiB, room for sixteen of the longest.
+    pub max_incomplete: usize,
+    /// Unsent output at which the task stops reading from the connection. Default: 1 MiB.
     pub outbox_limit: usize,
     /// Unsent output at which the connection is given up. Default: 64 MiB.
     pub outbox_hard_limit: usize,
@@ -41,7 +44,8 @@ impl Default for ServerConfig {
             max_frame: MAX_FRAME,
             max_connections: 10_000,
             idle: Duration::from_secs(120),
-            outbox_limit: 4 * 1024 * 1024,
+            max_incomplete: 256 * 1024 * 1024,
+            outbox_limit: 1024 * 1024,
             outbox_hard_limit: 64 * 1024 * 1024,
             linger: Duration::from_secs(1),
         }
@@ -86,6 +90,7 @@ pub async fn serve<S: Service>(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let config = Arc::new(config);
+    let incomplete = Arc::new(Incomplete::default());
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
@@ -99,8 +104,9 @@ pub async fn serve<S: Service>(
                         continue;
                     }
                     let (config, service, shutdown) = (Arc::clone(&config), Arc::clone(&service), shutdown.clone());
+                    let incomplete = Arc::clone(&incomplete);
                     tasks.spawn(async move {
-                        serve_tcp(stream, &config, &*service, &shutdown).await;
+                        serve_tcp(stream, &config, incomplete, &*service, &shutdown).await;
                     });
                 }
                 Err(error) => {
@@ -129,6 +135,7 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
 async fn serve_tcp<S: Service>(
     stream: TcpStream,
     config: &ServerConfig,
+    incomplete: Arc<Incomplete>,
     service: &S,
     shutdown: &CancellationToken,
 ) {
@@ -139,17 +146,6 @@ async fn serve_tcp<S: Service>(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "TCP_NODELAY not set");
     }
-    let connection = Connection::new(peer, local, config);
-    serve_io(&connection, stream, config, service, shutdown).await;
-}
-
-/// Serves one connection over any byte stream: TLS, or a pipe in tests.
-pub async fn serve_io<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
-    connection: &Arc<Connection>,
-    io: IO,
-    config: &ServerConfig,
-    service: &S,
-    shutdown: &CancellationToken,
-) {
-    crate::connection::run(connection, io, config, service, shutdown).await;
+    let connection = Connection::new(peer, local, config, incomplete);
+    crate::connection::run(&connection, stream, config, service, shutdown).await;
 }

@@ -93,7 +93,7 @@ fn rig(config: ServerConfig, pipe: usize) -> Rig {
     let (peer, io) = duplex(pipe);
     let service = Arc::new(Echo::default());
     let address = "127.0.0.1:1".parse().unwrap();
-    let connection = Connection::new(address, address, &config);
+    let connection = Connection::new(address, address, &config, Arc::default());
     let shutdown = CancellationToken::new();
     let task = {
         let (service, connection, shutdown) = (
@@ -258,7 +258,7 @@ async fn memory_follows_what_arrived_and_not_what_was_declared() {
     let (mut peer, io) = duplex(1 << 16);
     let config = ServerConfig::default();
     let address = "127.0.0.1:1".parse().unwrap();
-    let connection = Connection::new(address, address, &config);
+    let connection = Connection::new(address, address, &config, Arc::default());
     let service = Echo::default();
     let mut task = Task {
         connection: &connection,
@@ -268,6 +268,7 @@ async fn memory_follows_what_arrived_and_not_what_was_declared() {
         input: BytesMut::new(),
         read_size: READ_BUFFER,
         output: BytesMut::new(),
+        charged: 0,
         active: Instant::now(),
         partial_since: None,
         greeted: false,
@@ -287,6 +288,46 @@ async fn memory_follows_what_arrived_and_not_what_was_declared() {
         }
         assert!(task.input.capacity() <= 2 * sent + 2 * READ_BUFFER_BUSY);
     }
+}
+
+#[tokio::test]
+async fn long_frames_in_arrival_share_one_bound() {
+    let config = ServerConfig {
+        max_incomplete: 8 << 20,
+        ..ServerConfig::default()
+    };
+    let server = server(config, "127.0.0.1:0").await;
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(&server.address).await.unwrap();
+        let mut begun = (4u32 << 20).to_be_bytes().to_vec();
+        begun.resize(2 << 20, 0);
+        // The server may refuse in the middle.
+        let _ = stream.write_all(&begun).await;
+        held.push(stream);
+    }
+    // At most four of 2 MiB fit; the others are closed.
+    let closed = || server.service.closed.load(Ordering::Relaxed);
+    let refused = async {
+        while closed() < 16 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), refused)
+        .await
+        .unwrap();
+    drop(held);
+    let mut fresh = TcpStream::connect(&server.address).await.unwrap();
+    let big = request(ECHO, 5, &vec![1; 3 << 20]).to_frame();
+    while closed() < 20 {
+        tokio::task::yield_now().await;
+    }
+    let (mut reader, mut writer) = fresh.split();
+    let (answer, written) = tokio::join!(read_frame(&mut reader), writer.write_all(&big));
+    written.unwrap();
+    assert_eq!(answer.body.len(), 3 << 20);
+    server.shutdown.cancel();
+    server.task.await.unwrap().unwrap();
 }
 
 #[tokio::test]
