@@ -2,14 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test fails
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use remoting::admin::Admin;
 use remoting::client::RemotingClient;
@@ -126,23 +126,32 @@ async fn read_all(address: &str) -> (BTreeMap<(i32, i64), String>, u64) {
     (found, twice)
 }
 
-fn storm(flush: &str) {
-    let dir = tempfile::tempdir().unwrap();
-    let conf = dir.path().join("broker.conf");
+fn conf_in(dir: &Path, flush: &str) -> PathBuf {
+    let conf = dir.join("broker.conf");
     fs::write(
         &conf,
         format!(
             "brokerName=kill\nbrokerClusterName=kill\nbrokerIP1=127.0.0.1\nbindAddress=127.0.0.1\nlistenPort={}\nhttpPort=0\nstorePathRootDir={}\nmappedFileSizeCommitLog=1048576\nflushDiskType={flush}\n",
             free_port(),
-            dir.path().join("store").display(),
+            dir.join("store").display(),
         ),
     )
     .unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    conf
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .unwrap();
+        .unwrap()
+}
+
+fn storm(flush: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let conf = conf_in(dir.path(), flush);
+    let runtime = runtime();
     let seen = Arc::new(Mutex::new(Acknowledged::new()));
     let mut broker = Broker::start(&conf);
     for round in 0..ROUNDS {
@@ -220,4 +229,52 @@ fn kill_under_load_loses_nothing_acknowledged_with_async_flush() {
 #[test]
 fn kill_under_load_loses_nothing_acknowledged_with_sync_flush() {
     storm("SYNC_FLUSH");
+}
+
+/// Delayed messages that the kill test sends, and how many of them have arrived when a kill comes.
+const DELAYED: usize = 300;
+const KILLED_AT: [usize; 2] = [1, DELAYED / 2];
+const DELIVERY_LIMIT: Duration = Duration::from_secs(30);
+
+/// A kill may deliver a message again, never lose one.
+#[test]
+fn delayed_messages_that_were_acknowledged_arrive_across_kills() {
+    let dir = tempfile::tempdir().unwrap();
+    let conf = conf_in(dir.path(), "ASYNC_FLUSH");
+    let runtime = runtime();
+    let mut broker = Broker::start(&conf);
+    runtime.block_on(async {
+        let client = RemotingClient::default();
+        for n in 0..DELAYED {
+            let mut message = send(&format!("delayed {n}"));
+            let properties = "DELAY\u{1}1\u{2}".to_owned();
+            message
+                .ext_fields
+                .insert("properties".to_owned(), properties);
+            let answer = client
+                .invoke(&broker.address, message, CALL_LIMIT)
+                .await
+                .unwrap();
+            assert_eq!(answer.code, response_code::SUCCESS, "{:?}", answer.remark);
+        }
+    });
+    let deadline = Instant::now() + DELIVERY_LIMIT;
+    let mut kills = KILLED_AT.into_iter().peekable();
+    loop {
+        let (found, _) = runtime.block_on(read_all(&broker.address));
+        let arrived: BTreeSet<&String> = found.values().collect();
+        if kills.next_if(|at| arrived.len() >= *at).is_some() {
+            broker.kill();
+            broker = Broker::start(&conf);
+        } else if arrived.len() == DELAYED {
+            break;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{} of {DELAYED} arrived",
+            arrived.len()
+        );
+    }
+    assert_eq!(kills.next(), None);
+    broker.kill();
 }
