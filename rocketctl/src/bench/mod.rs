@@ -109,7 +109,7 @@ impl Common {
                 broker
                     .ip()
                     .is_loopback()
-                    .then(|| process::listener_of(broker.port()))
+                    .then(|| process::listener_of(broker))
                     .flatten()
             }),
         })

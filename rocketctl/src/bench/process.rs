@@ -1,6 +1,7 @@
 //! CPU time and memory of processes, from `/proc`.
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result};
 
@@ -38,8 +39,8 @@ pub(super) fn memory(pid: u32) -> Result<(u64, u64)> {
     ))
 }
 
-/// The process that listens on `port`, if it is one of ours to look into.
-pub(super) fn listener_of(port: u16) -> Option<u32> {
+/// The process that listens on this address (or on its port at every address), if it is one of ours to look into.
+pub(super) fn listener_of(at: SocketAddr) -> Option<u32> {
     let mut inodes = Vec::new();
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
         inodes.extend(
@@ -47,7 +48,7 @@ pub(super) fn listener_of(port: u16) -> Option<u32> {
                 .unwrap_or_default()
                 .lines()
                 .skip(1)
-                .filter_map(|l| listening_inode(l, port)),
+                .filter_map(|line| listening_inode(line, at)),
         );
     }
     fs::read_dir("/proc")
@@ -74,11 +75,22 @@ pub(super) fn listener_of(port: u16) -> Option<u32> {
         })
 }
 
-fn listening_inode(line: &str, port: u16) -> Option<u64> {
+/// The socket of a line of `/proc/net/tcp` that listens (state 0A) there. The kernel prints an IPv4 address as the number its bytes make in memory.
+fn listening_inode(line: &str, at: SocketAddr) -> Option<u64> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-    let (_, p) = fields.get(1)?.rsplit_once(':')?;
-    (u16::from_str_radix(p, 16).ok()? == port && *fields.get(3)? == "0A").then_some(())?;
-    fields.get(9)?.parse().ok()
+    let (address, port) = fields.get(1)?.rsplit_once(':')?;
+    let everywhere = address.bytes().all(|b| b == b'0');
+    let here = match at.ip() {
+        IpAddr::V4(ip) => u32::from_str_radix(address, 16) == Ok(u32::from_ne_bytes(ip.octets())),
+        // Told apart by port alone.
+        IpAddr::V6(_) => address.len() == 32,
+    };
+    let listens = u16::from_str_radix(port, 16).ok()? == at.port() && *fields.get(3)? == "0A";
+    if listens && (everywhere || here) {
+        fields.get(9)?.parse().ok()
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -97,7 +109,7 @@ mod tests {
     fn this_process_has_memory_and_a_listener() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let me = std::process::id();
-        assert_eq!(listener_of(socket.local_addr().unwrap().port()), Some(me));
+        assert_eq!(listener_of(socket.local_addr().unwrap()), Some(me));
         let (all, anonymous) = memory(me).unwrap();
         assert!(all >= anonymous && anonymous > 0);
         assert!(cpu_seconds(me).unwrap() >= 0.0);
