@@ -1,6 +1,7 @@
 //! The parts of the product against each other, in one process, over loopback.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod admin;
 mod arrows;
 mod bad_input;
 mod frames;
