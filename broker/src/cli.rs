@@ -217,3 +217,16 @@ pub fn key_table() -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `mqbroker --keys > docs/broker-keys.md` after a change of the table.
+    #[test]
+    fn the_key_table_of_the_documentation_is_current() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/broker-keys.md");
+        let written = std::fs::read_to_string(path).unwrap();
+        assert_eq!(written, key_table());
+    }
+}

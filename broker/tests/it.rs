@@ -793,3 +793,101 @@ async fn the_fast_port_serves_everything_but_pulls() {
     );
     broker.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_left_memory_is_read_from_disk() {
+    const MESSAGES: usize = 600;
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(config(folder.path(), "b", None)).await;
+    let client = Client::of(&broker);
+    let body = vec![b'x'; 4_096];
+    for _ in 0..MESSAGES {
+        assert_eq!(
+            client.send("T", "", &body).await.code,
+            response_code::SUCCESS
+        );
+    }
+    assert!(
+        broker.store.written() > 2 * (1 << 20),
+        "twice the tail ring, so the first records are on disk only"
+    );
+    let mut offset = 0;
+    let mut seen = 0;
+    while seen < MESSAGES {
+        let pulled = client.pull("T", 0, offset, "*", 0).await;
+        assert_eq!(pulled.code, response_code::SUCCESS, "{:?}", pulled.remark);
+        for record in message::records(&pulled.body) {
+            let record = record.unwrap();
+            assert_eq!(
+                (record.queue_offset, record.crc_ok()),
+                (i64::try_from(seen).unwrap(), true)
+            );
+            seen += 1;
+        }
+        offset = ext(&pulled, "nextBeginOffset").parse().unwrap();
+    }
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_pulls_wait_and_each_is_answered_once() {
+    const CONNECTIONS: usize = 20;
+    const EACH: usize = 500;
+    let folder = tempfile::tempdir().unwrap();
+    let broker = start(config(folder.path(), "b", None)).await;
+    let client = Client::of(&broker);
+    client.send("T", "", b"first").await;
+    let mut pulls = tokio::task::JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let connection = Arc::new(Client::of(&broker));
+        for n in 0..EACH {
+            let connection = Arc::clone(&connection);
+            let queue = i32::try_from(n % 4).unwrap();
+            pulls.spawn(async move {
+                connection
+                    .pull("T", queue, i64::from(queue == 0), "*", 60_000)
+                    .await
+                    .code
+            });
+        }
+    }
+    until("all wait", || broker.held.len() == CONNECTIONS * EACH).await;
+    for queue in 0..4 {
+        let sent = client
+            .call(send("T", "", b"news").with_ext("e", queue.to_string()))
+            .await;
+        assert_eq!(sent.code, response_code::SUCCESS);
+    }
+    let codes = pulls.join_all().await;
+    assert_eq!(codes, vec![response_code::SUCCESS; CONNECTIONS * EACH]);
+    assert!(broker.held.is_empty());
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_say_why_a_broker_is_not_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let alone = start(config(folder.path(), "alone", None)).await;
+    assert_eq!(
+        alone.ready().unwrap_err(),
+        "namesrvAddr is empty, so no client can find this broker"
+    );
+    alone.shutdown().await;
+    assert!(alone.ready().is_err());
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let lost = BrokerConfig {
+        namesrv_addr: nobody.to_string(),
+        ..config(folder.path(), "lost", None)
+    };
+    let lost = Broker::start(lost.validate().unwrap()).await.unwrap();
+    until("the reason is known", || {
+        lost.ready()
+            .unwrap_err()
+            .starts_with("not registered with any name server: ")
+    })
+    .await;
+    lost.shutdown().await;
+}
