@@ -190,7 +190,7 @@ pub fn key_table() -> String {
     use std::fmt::Write as _;
     let defaults = BrokerConfig::default();
     let mut out = String::from(
-        "| Key | Type | Default | Changed by request 25 | Meaning |\n|---|---|---|---|---|\n",
+        "# Keys of `broker.conf`\n\nPrinted by `mqbroker --keys`. An environment variable sets a key too: `brokerName` by `ROCKETMQ_BROKER_NAME`.\nDefaults < file < environment < command line.\n\n| Key | Type | Default | Changed by request 25 | Meaning |\n|---|---|---|---|---|\n",
     );
     for key in KEYS {
         let change = match key.change {
