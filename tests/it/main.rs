@@ -4,5 +4,6 @@
 mod admin;
 mod arrows;
 mod bad_input;
+mod docs;
 mod frames;
 mod rig;
