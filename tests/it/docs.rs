@@ -33,15 +33,6 @@ fn holds(page: &str, name: &str, expected: &str) {
 }
 
 #[test]
-fn the_configuration_page_holds_every_key() {
-    holds(
-        "docs/configuration.md",
-        "broker keys",
-        &broker::cli::key_table(),
-    );
-}
-
-#[test]
 fn the_readme_names_every_request_that_answers_3() {
     let mut by_part: Vec<(String, Vec<String>)> = Vec::new();
     for (code, text) in broker::processor::NOT_SERVED {

@@ -5,5 +5,6 @@ mod admin;
 mod arrows;
 mod bad_input;
 mod docs;
+mod examples;
 mod frames;
 mod rig;
