@@ -1,0 +1,294 @@
+//! Reads everything that a decision rests on: the children in Kubernetes, and how the processes in the pods are.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::ListParams;
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Resource, ResourceExt};
+use operator_core::build::{
+    BROKER_PORT, Component, LABEL_CLUSTER, LABEL_MANAGED_BY, MANAGED_BY, NAME_SERVER_PORT, names,
+};
+use operator_core::plan::{Observed, ObservedPod, wanted_pods};
+use operator_core::status::host_port;
+use operator_core::validate::ValidatedCluster;
+use serde::de::DeserializeOwned;
+
+use crate::context::Context;
+use crate::error::{During, Error};
+use crate::inspect::{BrokerTarget, NameServerTarget, Request};
+
+/// What was read.
+pub(super) struct Seen {
+    pub(super) observed: Observed,
+    pub(super) service_accounts: Children,
+    pub(super) config_maps: Children,
+    pub(super) services: Children,
+    pub(super) pod_disruption_budgets: Children,
+    pub(super) stateful_sets: Children,
+}
+
+/// Children of one kind that this very RocketCluster owns, by name.
+pub(super) type Children = BTreeMap<String, ObjectMeta>;
+
+/// A node gets some time to appear before "no node fits" counts as trouble.
+const UNSCHEDULABLE_AFTER_SECONDS: i64 = 30;
+
+pub(super) async fn dereference(
+    context: &Context,
+    cluster: &ValidatedCluster,
+) -> Result<Seen, Error> {
+    let (service_accounts, config_maps, pod_disruption_budgets, services, stateful_sets, pods) = futures::try_join!(
+        metadata::<ServiceAccount>(context, cluster),
+        metadata::<ConfigMap>(context, cluster),
+        metadata::<PodDisruptionBudget>(context, cluster),
+        list::<Service>(context, cluster),
+        list::<StatefulSet>(context, cluster),
+        list::<Pod>(context, cluster),
+    )?;
+    let services: Vec<Service> = services
+        .into_iter()
+        .filter(|o| is_ours(cluster, &o.metadata))
+        .collect();
+    let stateful_sets: Vec<StatefulSet> = stateful_sets
+        .into_iter()
+        .filter(|o| is_ours(cluster, &o.metadata))
+        .collect();
+
+    let broker_ips: BTreeMap<String, String> = services
+        .iter()
+        .filter_map(|service| Some((service.name_any(), cluster_ip(service)?)))
+        .collect();
+    let mut observed = Observed {
+        name_server_ip: broker_ips.get(&names::name_server(&cluster.name)).cloned(),
+        pods: pods
+            .iter()
+            .filter(|pod| belongs_to(pod, &stateful_sets))
+            .map(observed_pod)
+            .collect(),
+        broker_ips,
+        ..Observed::default()
+    };
+    ask_servers(context, cluster, &pods, &mut observed).await;
+    let seen = Seen {
+        service_accounts,
+        config_maps,
+        pod_disruption_budgets,
+        services: services
+            .iter()
+            .map(|o| (o.name_any(), o.metadata.clone()))
+            .collect(),
+        stateful_sets: stateful_sets
+            .iter()
+            .map(|o| (o.name_any(), o.metadata.clone()))
+            .collect(),
+        observed: Observed {
+            stateful_sets,
+            ..observed
+        },
+    };
+    Ok(seen)
+}
+
+fn selector(cluster: &ValidatedCluster) -> ListParams {
+    ListParams::default().labels(&format!(
+        "{LABEL_CLUSTER}={},{LABEL_MANAGED_BY}={MANAGED_BY}",
+        cluster.name
+    ))
+}
+
+async fn list<K>(context: &Context, cluster: &ValidatedCluster) -> Result<Vec<K>, Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug,
+{
+    let api: Api<K> = Api::namespaced(context.client.clone(), &cluster.namespace);
+    let found = api
+        .list(&selector(cluster))
+        .await
+        .during(|| format!("list {}", K::plural(&())))?;
+    Ok(found.items)
+}
+
+async fn metadata<K>(context: &Context, cluster: &ValidatedCluster) -> Result<Children, Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug,
+{
+    let api: Api<K> = Api::namespaced(context.client.clone(), &cluster.namespace);
+    let found = api
+        .list_metadata(&selector(cluster))
+        .await
+        .during(|| format!("list {}", K::plural(&())))?;
+    Ok(found
+        .items
+        .into_iter()
+        .filter(|o| is_ours(cluster, &o.metadata))
+        .map(|o| (o.name_any(), o.metadata))
+        .collect())
+}
+
+/// Whether an object was made for this RocketCluster, and not for an earlier one of the same name that is still being cleared away.
+pub(super) fn is_ours(cluster: &ValidatedCluster, meta: &ObjectMeta) -> bool {
+    let Some(uid) = &cluster.uid else { return true };
+    meta.owner_references
+        .iter()
+        .flatten()
+        .any(|owner| owner.uid == *uid)
+}
+
+fn belongs_to(pod: &Pod, sets: &[StatefulSet]) -> bool {
+    let owners = pod.metadata.owner_references.as_deref().unwrap_or_default();
+    owners.iter().any(|owner| {
+        sets.iter()
+            .any(|set| set.metadata.uid.as_deref() == Some(&owner.uid))
+    })
+}
+
+fn cluster_ip(service: &Service) -> Option<String> {
+    service
+        .spec
+        .as_ref()?
+        .cluster_ip
+        .clone()
+        .filter(|ip| !ip.is_empty() && ip != "None")
+}
+
+fn observed_pod(pod: &Pod) -> ObservedPod {
+    ObservedPod {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        revision: pod.labels().get("controller-revision-hash").cloned(),
+        ready: condition(pod, "Ready").is_some_and(|c| c.status == "True"),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        trouble: trouble(pod),
+        server: None,
+    }
+}
+
+fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a k8s_openapi::api::core::v1::PodCondition> {
+    pod.status
+        .as_ref()?
+        .conditions
+        .as_ref()?
+        .iter()
+        .find(|c| c.type_ == kind)
+}
+
+/// What Kubernetes says when a container cannot run. Other reasons to wait pass by themselves.
+const TROUBLES: [&str; 8] = [
+    "CrashLoopBackOff",
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "ErrImageNeverPull",
+    "InvalidImageName",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+];
+
+fn trouble(pod: &Pod) -> Option<String> {
+    let waiting = pod
+        .status
+        .iter()
+        .flat_map(|status| status.container_statuses.iter().flatten())
+        .filter_map(|container| container.state.as_ref()?.waiting.as_ref())
+        .find(|waiting| {
+            waiting
+                .reason
+                .as_deref()
+                .is_some_and(|reason| TROUBLES.contains(&reason))
+        });
+    if let Some(waiting) = waiting {
+        let reason = waiting.reason.clone().unwrap_or_default();
+        return Some(match &waiting.message {
+            Some(message) => format!("{reason}: {message}"),
+            None => reason,
+        });
+    }
+    let scheduled = condition(pod, "PodScheduled")?;
+    let since = scheduled.last_transition_time.as_ref().map_or(0, |time| {
+        super::status::now().0.as_second() - time.0.as_second()
+    });
+    (scheduled.status == "False"
+        && scheduled.reason.as_deref() == Some("Unschedulable")
+        && since >= UNSCHEDULABLE_AFTER_SECONDS)
+        .then(|| {
+            format!(
+                "Unschedulable: {}",
+                scheduled.message.clone().unwrap_or_default()
+            )
+        })
+}
+
+/// Asks every process that can answer how it is.
+async fn ask_servers(
+    context: &Context,
+    cluster: &ValidatedCluster,
+    pods: &[Pod],
+    observed: &mut Observed,
+) {
+    let mut request = Request::default();
+    for wanted in wanted_pods(&with_all_groups(cluster, observed)) {
+        let Some(pod) = pods
+            .iter()
+            .find(|pod| pod.name_any() == wanted.pod && pod.metadata.deletion_timestamp.is_none())
+        else {
+            continue;
+        };
+        let Some(ip) = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.pod_ip.as_deref())
+            .filter(|ip| !ip.is_empty())
+        else {
+            continue;
+        };
+        match wanted.component {
+            Component::NameServer => {
+                request.name_servers.push(NameServerTarget {
+                    address: host_port(ip, NAME_SERVER_PORT),
+                    pod: wanted.pod,
+                });
+            }
+            Component::Broker => request.brokers.push(BrokerTarget {
+                address: host_port(ip, BROKER_PORT),
+                broker_name: names::broker_name(&cluster.broker.name_prefix, wanted.group),
+                broker_id: i64::from(wanted.ordinal),
+                registered_address: observed
+                    .broker_ips
+                    .get(&wanted.pod)
+                    .map(|ip| host_port(ip, BROKER_PORT)),
+                pod: wanted.pod,
+            }),
+        }
+    }
+    let mut reports = context.inspect.inspect(request).await;
+    for pod in &mut observed.pods {
+        pod.server = reports.remove(&pod.name);
+    }
+}
+
+/// Groups that are there but no longer asked for are kept by the plan, so they are asked too.
+fn with_all_groups(cluster: &ValidatedCluster, observed: &Observed) -> ValidatedCluster {
+    let mut all = cluster.clone();
+    let there = observed.pods.iter().filter_map(|pod| {
+        let rest = pod
+            .name
+            .strip_prefix(&format!("{}-broker-", cluster.name))?;
+        rest.split_once('-')?.0.parse::<i32>().ok()
+    });
+    all.broker.groups = there
+        .map(|group| group + 1)
+        .fold(all.broker.groups, i32::max)
+        .min(operator_core::api::MAX_GROUPS);
+    all
+}

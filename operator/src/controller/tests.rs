@@ -1,0 +1,526 @@
+//! Whole reconciles against the small Kubernetes of `fixtures`.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::fixtures::{Crash, Fake};
+
+/// Looks at a cluster until there is nothing left to do, as the watches and requeues would. Returns how often.
+async fn settle(fake: &Fake, context: &Arc<Context>, name: &str) -> usize {
+    for round in 0..200 {
+        let before = fake.state().writes.len();
+        let calm = look(fake, context, name)
+            .await
+            .is_ok_and(|action| action == Action::requeue(CALM));
+        fake.tick();
+        if calm && fake.state().writes.len() == before {
+            return round;
+        }
+    }
+    panic!(
+        "not settled: {:?}, {:#?}",
+        look(fake, context, name).await,
+        fake.state().writes
+    );
+}
+
+async fn look(fake: &Fake, context: &Arc<Context>, name: &str) -> Result<Action, Error> {
+    let object = fake.get("rocketclusters", name).unwrap();
+    let object: Guarded = serde_json::from_value(object).unwrap();
+    reconcile(Arc::new(object), context.clone()).await
+}
+
+fn condition(fake: &Fake, name: &str, kind: &str) -> (String, String, String) {
+    let object = fake.get("rocketclusters", name).unwrap();
+    let conditions = object["status"]["conditions"].as_array().unwrap();
+    let found = conditions.iter().find(|c| c["type"] == kind).unwrap();
+    let text = |field: &str| found[field].as_str().unwrap().to_owned();
+    (text("status"), text("reason"), text("message"))
+}
+
+async fn running(spec: Value) -> (Fake, Arc<Context>) {
+    let fake = Fake::default();
+    fake.user_applies("demo", spec);
+    let context = fake.context();
+    settle(&fake, &context, "demo").await;
+    assert_eq!(condition(&fake, "demo", "Ready").0, "True");
+    let mut state = fake.state();
+    state.writes.clear();
+    state.events.clear();
+    drop(state);
+    (fake, context)
+}
+
+fn multi_master() -> Value {
+    json!({"mode": "multi-master"})
+}
+
+#[tokio::test]
+async fn a_cluster_comes_up() {
+    let fake = Fake::default();
+    fake.user_applies("demo", multi_master());
+    let context = fake.context();
+    settle(&fake, &context, "demo").await;
+    assert_eq!(
+        condition(&fake, "demo", "Ready"),
+        (
+            "True".into(),
+            "AllRegistered".into(),
+            "2 name servers, 2 of 2 brokers registered and ready".into()
+        )
+    );
+    assert_eq!(condition(&fake, "demo", "Progressing").0, "False");
+    assert_eq!(
+        fake.names("pods"),
+        [
+            "demo-broker-0-0",
+            "demo-broker-1-0",
+            "demo-namesrv-0",
+            "demo-namesrv-1"
+        ]
+    );
+    let writes = fake.state().writes.clone();
+    let first = |what: &str| writes.iter().position(|w| w.starts_with(what)).unwrap();
+    assert!(first("PATCH serviceaccounts") < first("PATCH configmaps"));
+    assert!(first("PATCH configmaps") < first("PATCH services"));
+    assert!(first("PATCH services") < first("PATCH statefulsets"));
+    let status = &fake.get("rocketclusters", "demo").unwrap()["status"];
+    assert_eq!(
+        (&status["readyBrokers"], &status["readyNameServers"]),
+        (&json!("2/2"), &json!("2/2"))
+    );
+    assert_eq!(status["observedGeneration"], 1);
+    assert!(
+        status["brokers"][0]["address"]
+            .as_str()
+            .unwrap()
+            .ends_with(":10911")
+    );
+    assert!(
+        fake.state()
+            .events
+            .iter()
+            .any(|e| e.starts_with("AllRegistered: "))
+    );
+    assert!(fake.names("rocketclusters").len() == 1);
+}
+
+#[tokio::test]
+async fn nothing_is_written_when_nothing_changed() {
+    let (fake, context) = running(multi_master()).await;
+    for _ in 0..3 {
+        look(&fake, &context, "demo").await.unwrap();
+        fake.tick();
+    }
+    // A fresh process applies all once, and that changes nothing.
+    let versions = fake.essence();
+    look(&fake, &fake.context(), "demo").await.unwrap();
+    assert_eq!(fake.essence(), versions);
+    assert_eq!(
+        fake.state()
+            .writes
+            .iter()
+            .filter(|w| !w.starts_with("PATCH") || w.ends_with("/status"))
+            .count(),
+        0
+    );
+    assert_eq!(fake.state().events, [""; 0]);
+}
+
+#[tokio::test]
+async fn drift_is_put_back() {
+    let (fake, context) = running(multi_master()).await;
+    let before = fake.essence();
+    fake.edit("services", "demo-namesrv", |o| {
+        o["spec"]["ports"][0]["port"] = json!(1)
+    });
+    fake.edit("configmaps", "demo-broker-0", |o| {
+        o["data"]["demo-broker-0-0.conf"] = json!("brokerName=evil")
+    });
+    fake.edit("statefulsets", "demo-broker-1", |o| {
+        o["spec"]["replicas"] = json!(0)
+    });
+    fake.remove("services", "demo-broker-1");
+    fake.remove("poddisruptionbudgets", "demo-namesrv");
+    settle(&fake, &context, "demo").await;
+    assert_eq!(fake.essence(), before);
+}
+
+#[tokio::test]
+async fn orphans_are_swept_and_nobody_elses_objects() {
+    let (fake, context) = running(multi_master()).await;
+    let like = |kind: &str, name: &str, uid: &str| {
+        json!({"apiVersion": "v1", "kind": kind, "metadata": {
+            "name": name, "namespace": "shop", "uid": format!("uid-{name}"),
+            "labels": {"rocketcluster.io/cluster": "demo", "app.kubernetes.io/managed-by": "rocketcluster-operator"},
+            "ownerReferences": [{"apiVersion": "rocketcluster.io/v1alpha1", "kind": "RocketCluster", "name": "demo", "uid": uid}],
+        }})
+    };
+    fake.insert(
+        "configmaps",
+        like("ConfigMap", "demo-of-an-older-operator", "uid-of-demo"),
+    );
+    fake.insert(
+        "services",
+        like("Service", "demo-of-an-older-operator", "uid-of-demo"),
+    );
+    fake.insert(
+        "configmaps",
+        like(
+            "ConfigMap",
+            "demo-of-an-earlier-demo",
+            "uid-of-an-earlier-demo",
+        ),
+    );
+    settle(&fake, &context, "demo").await;
+    assert_eq!(fake.get("configmaps", "demo-of-an-older-operator"), None);
+    assert_eq!(fake.get("services", "demo-of-an-older-operator"), None);
+    assert!(fake.get("configmaps", "demo-of-an-earlier-demo").is_some());
+    assert_eq!(
+        fake.state()
+            .writes
+            .iter()
+            .filter(|w| w.starts_with("DELETE"))
+            .count(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn an_object_of_somebody_else_is_not_taken_over() {
+    let fake = Fake::default();
+    fake.user_applies("demo", multi_master());
+    fake.insert("services", json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "demo-namesrv", "namespace": "shop", "uid": "x"}, "spec": {"clusterIP": "10.96.0.1"}}));
+    let before = fake.get("services", "demo-namesrv");
+    let error = look(&fake, &fake.context(), "demo").await.unwrap_err();
+    assert_eq!(error.reason(), "ObjectNotOurs");
+    assert_eq!(fake.get("services", "demo-namesrv"), before);
+    let (truth, reason, message) = condition(&fake, "demo", "Degraded");
+    assert_eq!((truth.as_str(), reason.as_str()), ("True", "ObjectNotOurs"));
+    assert!(
+        message.starts_with("Service demo-namesrv is there already"),
+        "{message}"
+    );
+}
+
+/// The pods in the order in which they were restarted.
+fn restarts(fake: &Fake) -> Vec<String> {
+    fake.state()
+        .writes
+        .iter()
+        .filter_map(|w| Some(w.strip_prefix("DELETE pods/")?.to_owned()))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_new_image_rolls_every_pod_one_by_one() {
+    let (fake, context) = running(multi_master()).await;
+    fake.user_applies(
+        "demo",
+        json!({"mode": "multi-master", "image": {"tag": "2.0"}}),
+    );
+    settle(&fake, &context, "demo").await;
+    assert_eq!(
+        restarts(&fake),
+        [
+            "demo-namesrv-1",
+            "demo-namesrv-0",
+            "demo-broker-0-0",
+            "demo-broker-1-0"
+        ]
+    );
+    assert_eq!(fake.state().worst, 1);
+    for pod in fake.names("pods") {
+        assert!(
+            fake.get("pods", &pod).unwrap()["spec"]["containers"][0]["image"]
+                .as_str()
+                .unwrap()
+                .ends_with(":2.0")
+        );
+    }
+    assert_eq!(condition(&fake, "demo", "Ready").0, "True");
+    assert!(fake.state().events.iter().any(
+        |e| e == "RestartingPod: restarting demo-broker-0-0: its image or pod settings changed"
+    ));
+}
+
+#[tokio::test]
+async fn a_changed_key_rolls_the_brokers_only() {
+    let (fake, context) = running(multi_master()).await;
+    fake.user_applies(
+        "demo",
+        json!({"mode": "multi-master", "broker": {"config": {"fileReservedTime": 48}}}),
+    );
+    settle(&fake, &context, "demo").await;
+    assert_eq!(restarts(&fake), ["demo-broker-0-0", "demo-broker-1-0"]);
+    assert_eq!(fake.state().worst, 1);
+}
+
+#[tokio::test]
+async fn a_broker_that_is_not_registered_again_holds_the_roll() {
+    let (fake, context) = running(multi_master()).await;
+    fake.state()
+        .unregistered
+        .insert("demo-broker-0-0".to_owned());
+    fake.user_applies(
+        "demo",
+        json!({"mode": "multi-master", "broker": {"config": {"fileReservedTime": 48}}}),
+    );
+    for _ in 0..20 {
+        look(&fake, &context, "demo").await.unwrap();
+        fake.tick();
+    }
+    assert_eq!(restarts(&fake), ["demo-broker-0-0"]);
+    assert_eq!(
+        condition(&fake, "demo", "Ready").2,
+        "demo-broker-0-0 is not registered with every name server yet"
+    );
+    fake.state().unregistered.clear();
+    settle(&fake, &context, "demo").await;
+    assert_eq!(restarts(&fake), ["demo-broker-0-0", "demo-broker-1-0"]);
+}
+
+#[tokio::test]
+async fn a_bad_image_stops_at_one_pod_and_is_repaired() {
+    let (fake, context) = running(multi_master()).await;
+    fake.user_applies(
+        "demo",
+        json!({"mode": "multi-master", "image": {"tag": "bad"}}),
+    );
+    for _ in 0..20 {
+        look(&fake, &context, "demo").await.unwrap();
+        fake.tick();
+    }
+    assert_eq!(restarts(&fake), ["demo-namesrv-1"]);
+    assert_eq!(
+        condition(&fake, "demo", "Degraded").2,
+        "demo-namesrv-1: ImagePullBackOff: no such image"
+    );
+    fake.user_applies("demo", multi_master());
+    settle(&fake, &context, "demo").await;
+    assert_eq!(condition(&fake, "demo", "Ready").0, "True");
+    assert_eq!(restarts(&fake), ["demo-namesrv-1", "demo-namesrv-1"]);
+}
+
+#[tokio::test]
+async fn name_servers_scale_without_touching_a_broker() {
+    let (fake, context) = running(multi_master()).await;
+    for replicas in [3, 1] {
+        fake.user_applies(
+            "demo",
+            json!({"mode": "multi-master", "nameServer": {"replicas": replicas}}),
+        );
+        settle(&fake, &context, "demo").await;
+        assert_eq!(fake.names("pods").len(), 2 + replicas);
+    }
+    assert_eq!(restarts(&fake), [""; 0]);
+}
+
+#[tokio::test]
+async fn groups_grow_and_a_smaller_number_is_refused() {
+    let (fake, context) = running(multi_master()).await;
+    fake.user_applies(
+        "demo",
+        json!({"mode": "multi-master", "broker": {"groups": 3}}),
+    );
+    settle(&fake, &context, "demo").await;
+    assert!(fake.get("pods", "demo-broker-2-0").is_some());
+    assert_eq!(
+        fake.get("rocketclusters", "demo").unwrap()["status"]["groups"],
+        3
+    );
+    fake.user_applies("demo", multi_master());
+    settle(&fake, &context, "demo").await;
+    assert!(fake.get("pods", "demo-broker-2-0").is_some());
+    let (truth, reason, _) = condition(&fake, "demo", "Degraded");
+    assert_eq!(
+        (truth.as_str(), reason.as_str()),
+        ("True", "ScaleInNotServed")
+    );
+    assert_eq!(restarts(&fake), [""; 0]);
+}
+
+#[tokio::test]
+async fn paused_touches_nothing() {
+    let (fake, context) = running(multi_master()).await;
+    let children = |fake: &Fake| -> Vec<_> {
+        fake.essence()
+            .into_iter()
+            .filter(|(name, _)| !name.starts_with("rocketclusters"))
+            .collect()
+    };
+    fake.user_applies(
+        "demo",
+        json!({"mode": "multi-master", "paused": true, "image": {"tag": "2.0"}}),
+    );
+    fake.edit("services", "demo-namesrv", |o| {
+        o["spec"]["ports"][0]["port"] = json!(1)
+    });
+    let before = children(&fake);
+    settle(&fake, &context, "demo").await;
+    assert_eq!(children(&fake), before);
+    assert_eq!(condition(&fake, "demo", "Progressing").1, "Paused");
+}
+
+#[tokio::test]
+async fn a_spec_that_cannot_be_used_is_told_and_what_runs_is_left() {
+    let (fake, context) = running(multi_master()).await;
+    let before = fake.names("pods");
+    fake.user_applies(
+        "demo",
+        json!({"mode": "multi-master", "broker": {"config": {"brokerId": 7}}}),
+    );
+    assert_eq!(
+        look(&fake, &context, "demo").await.unwrap(),
+        Action::requeue(REFUSED)
+    );
+    fake.tick();
+    let (_, reason, message) = condition(&fake, "demo", "Ready");
+    assert_eq!(reason, "InvalidSpec");
+    assert!(
+        message.starts_with("spec.broker.config.brokerId: brokerId belongs to the operator"),
+        "{message}"
+    );
+    assert_eq!(fake.names("pods"), before);
+    assert_eq!(
+        fake.get("rocketclusters", "demo").unwrap()["status"]["brokers"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    assert!(
+        fake.state()
+            .events
+            .iter()
+            .any(|e| e.starts_with("InvalidSpec: "))
+    );
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_is_told_and_stops_nobody_else() {
+    let (fake, context) = running(multi_master()).await;
+    fake.user_applies("broken", json!({"mode": ["not", "a", "mode"]}));
+    assert_eq!(
+        look(&fake, &context, "broken").await.unwrap(),
+        Action::requeue(REFUSED)
+    );
+    assert_eq!(condition(&fake, "broken", "Ready").1, "NotReadable");
+    fake.user_applies(
+        "demo",
+        json!({"mode": "multi-master", "broker": {"groups": 3}}),
+    );
+    settle(&fake, &context, "demo").await;
+    assert_eq!(condition(&fake, "demo", "Ready").0, "True");
+}
+
+#[tokio::test]
+async fn a_deleted_cluster_is_left_to_the_garbage_collector() {
+    let (fake, context) = running(multi_master()).await;
+    fake.edit("rocketclusters", "demo", |o| {
+        o["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z")
+    });
+    assert_eq!(
+        look(&fake, &context, "demo").await.unwrap(),
+        Action::await_change()
+    );
+    assert_eq!(fake.state().writes, [""; 0]);
+}
+
+#[tokio::test]
+async fn failures_cost_a_growing_pause_of_their_own() {
+    let fake = Fake::default();
+    fake.user_applies("demo", multi_master());
+    fake.user_applies("other", multi_master());
+    let context = fake.context();
+    let object = |name: &str| {
+        Arc::new(
+            serde_json::from_value::<Guarded>(fake.get("rocketclusters", name).unwrap()).unwrap(),
+        )
+    };
+    let error = Error::Foreign {
+        kind: "Service".to_owned(),
+        name: "x".to_owned(),
+    };
+    let pause = |name: &str| error_policy(object(name), &error, context.clone());
+    let seconds = |s| Action::requeue(Duration::from_secs(s));
+    assert_eq!(
+        [pause("demo"), pause("demo"), pause("demo"), pause("other")],
+        [seconds(1), seconds(2), seconds(4), seconds(1)]
+    );
+    for _ in 0..20 {
+        pause("demo");
+    }
+    assert_eq!(pause("demo"), seconds(120));
+    look(&fake, &context, "demo").await.unwrap();
+    assert_eq!(pause("demo"), seconds(1));
+}
+
+/// The process dies at each write in turn, before or after it took effect, and another one goes on: the end is the same, and at no time were
+/// more pods away than one.
+#[tokio::test]
+async fn a_process_may_die_at_any_write() {
+    let steps = [
+        json!({"mode": "multi-master", "broker": {"groups": 1}}),
+        json!({"mode": "multi-master", "image": {"tag": "2.0"}, "broker": {"groups": 2, "config": {"fileReservedTime": 48}}}),
+    ];
+    let undisturbed = Fake::default();
+    for spec in &steps {
+        undisturbed.user_applies("demo", spec.clone());
+        let context = undisturbed.context();
+        settle(&undisturbed, &context, "demo").await;
+    }
+    let end = undisturbed.essence();
+    for crash in [Crash::Before, Crash::After] {
+        let mut crashes = 0;
+        for call in 1.. {
+            let fake = Fake::default();
+            fake.state().crash = Some((call, crash));
+            for spec in &steps {
+                fake.user_applies("demo", spec.clone());
+                let mut context = fake.context();
+                while !fake.state().crashed {
+                    let before = fake.state().writes.len();
+                    let calm = look(&fake, &context, "demo")
+                        .await
+                        .is_ok_and(|action| action == Action::requeue(CALM));
+                    if fake.state().crashed {
+                        break;
+                    }
+                    fake.tick();
+                    if calm && fake.state().writes.len() == before {
+                        break;
+                    }
+                }
+                if fake.state().crashed {
+                    fake.tick();
+                    context = fake.context();
+                }
+                settle(&fake, &context, "demo").await;
+            }
+            let got = fake.essence();
+            assert_eq!(
+                got.keys().collect::<Vec<_>>(),
+                end.keys().collect::<Vec<_>>(),
+                "{crash:?} call {call}"
+            );
+            for (name, object) in &end {
+                assert_eq!(got[name], *object, "{crash:?} call {call}: {name}");
+            }
+            // A roll restarts one at a time; a pod that scaling adds may be on its way beside none other.
+            assert!(
+                fake.state().worst <= 2,
+                "{crash:?} call {call}: {} pods away",
+                fake.state().worst
+            );
+            if !fake.state().crashed {
+                break;
+            }
+            crashes += 1;
+        }
+        assert!(
+            crashes > 25,
+            "{crashes} calls are too few to be the whole story"
+        );
+    }
+}
