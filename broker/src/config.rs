@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -1030,7 +1030,10 @@ impl Settings {
         loop {
             match resolver.lookup(&address).await {
                 Ok(found) if !found.is_empty() => {
-                    self.advertised = found[0].ip();
+                    // A name may have addresses of both kinds; clients reach the kind that is listened on.
+                    let same_kind = |a: &&SocketAddr| a.is_ipv4() == self.bind_address.is_ipv4();
+                    let chosen = found.iter().find(same_kind).unwrap_or(&found[0]);
+                    self.advertised = chosen.ip();
                     return Ok(());
                 }
                 Err(error) if Instant::now() >= deadline => {

@@ -891,3 +891,54 @@ async fn probes_say_why_a_broker_is_not_ready() {
     .await;
     lost.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_advertised_name_is_resolved_to_what_clients_and_ids_carry() {
+    let folder = tempfile::tempdir().unwrap();
+    let named = BrokerConfig {
+        advertised_host: "localhost".to_owned(),
+        ..config(folder.path(), "b", None)
+    };
+    let broker = start(named).await;
+    assert_eq!(broker.address(), broker.listen_address().to_string());
+    let sent = Client::of(&broker).send("T", "", b"x").await;
+    assert_eq!(
+        MessageId::parse(ext(&sent, "msgId")).unwrap().host,
+        broker.listen_address()
+    );
+    broker.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn order_topics_follow_the_name_servers_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = name_server(folder.path()).await;
+    let put = RemotingCommand::request(request_code::PUT_KV_CONFIG)
+        .with_ext("namespace", "ORDER_TOPIC_CONFIG")
+        .with_ext("key", "Ordered")
+        .with_ext("value", "b:4");
+    let stored = RemotingClient::default()
+        .invoke(&names.address().to_string(), put, CALL)
+        .await
+        .unwrap();
+    assert_eq!(stored.code, response_code::SUCCESS);
+    let broker = start(BrokerConfig {
+        force_register: false,
+        ..config(folder.path(), "b", Some(&names))
+    })
+    .await;
+    Client::of(&broker).send("Ordered", "", b"x").await;
+    until("the flag is set", || {
+        broker.topics.get("Ordered").is_some_and(|t| t.config.order)
+    })
+    .await;
+    broker.update_config(|c| c.broker_permission = 4);
+    let refused = Client::of(&broker).send("Ordered", "", b"x").await;
+    assert_eq!(
+        refused.code,
+        response_code::NO_PERMISSION,
+        "an ordered topic of a broker that may not be written to"
+    );
+    broker.shutdown().await;
+    names.shutdown().await;
+}
