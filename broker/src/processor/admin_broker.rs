@@ -607,16 +607,12 @@ pub(crate) fn query_consume_queue(broker: &Arc<Broker>, request: &RemotingComman
         min_queue_index: queue.min_offset(),
         ..QueryConsumeQueueResponseBody::default()
     };
-    let mut wanted: Option<SubscriptionData> = None;
     if !group.is_empty() {
-        wanted = subscription(broker, group, topic);
-        match &wanted {
-            None => answer.filter_data = Some(format!("{group}@{topic} is not online!")),
-            Some(data) => {
-                answer.filter_data = Some("null".to_owned());
-                answer.subscription_data = Some(data.clone());
-            }
-        }
+        answer.subscription_data = subscription(broker, group, topic);
+        answer.filter_data = Some(match &answer.subscription_data {
+            None => format!("{group}@{topic} is not online!"),
+            Some(_) => "null".to_owned(),
+        });
     }
     let count = usize::try_from(count.clamp(0, MAX_QUEUE_ENTRIES)).unwrap_or(0);
     let units = broker
@@ -628,11 +624,8 @@ pub(crate) fn query_consume_queue(broker: &Arc<Broker>, request: &RemotingComman
             .json_body(&answer)
             .with_remark(remark));
     }
+    // `eval` stays false: upstream sets it only where an SQL92 filter was compiled.
     let data = |(physic_offset, physic_size, tags_code)| ConsumeQueueData {
-        eval: wanted.as_ref().is_some_and(|data| {
-            data.code_set.is_empty()
-                || i32::try_from(tags_code).is_ok_and(|code| data.code_set.contains(&code))
-        }),
         physic_offset,
         physic_size,
         tags_code,
