@@ -717,8 +717,8 @@ impl<'a> SendHeader<'a> {
                 _ => {}
             }
         }
-        header.topic = topic.ok_or(HeaderError::missing("topic"))?;
-        header.queue_id = queue_id.ok_or(HeaderError::missing("queueId"))?;
+        header.topic = topic.ok_or_else(|| HeaderError::missing("topic"))?;
+        header.queue_id = queue_id.ok_or_else(|| HeaderError::missing("queueId"))?;
         Ok(header)
     }
 }
@@ -780,10 +780,10 @@ impl<'a> PullHeader<'a> {
                 _ => {}
             }
         }
-        header.consumer_group = group.ok_or(HeaderError::missing("consumerGroup"))?;
-        header.topic = topic.ok_or(HeaderError::missing("topic"))?;
-        header.queue_id = queue_id.ok_or(HeaderError::missing("queueId"))?;
-        header.queue_offset = queue_offset.ok_or(HeaderError::missing("queueOffset"))?;
+        header.consumer_group = group.ok_or_else(|| HeaderError::missing("consumerGroup"))?;
+        header.topic = topic.ok_or_else(|| HeaderError::missing("topic"))?;
+        header.queue_id = queue_id.ok_or_else(|| HeaderError::missing("queueId"))?;
+        header.queue_offset = queue_offset.ok_or_else(|| HeaderError::missing("queueOffset"))?;
         Ok(header)
     }
 }
