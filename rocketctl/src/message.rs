@@ -618,7 +618,7 @@ impl Consumer {
         {
             return Ok(stored);
         }
-        Ok(if self.from_first {
+        let first = if self.from_first {
             self.admin
                 .min_offset(address, &queue.topic, queue.queue_id)
                 .await?
@@ -626,7 +626,14 @@ impl Consumer {
             self.admin
                 .max_offset(address, &queue.topic, queue.queue_id)
                 .await?
-        })
+        };
+        if self.named {
+            // The group begins here, also where it reads nothing before it leaves.
+            self.admin
+                .update_consumer_offset(address, &self.group, &queue.topic, queue.queue_id, first)
+                .await?;
+        }
+        Ok(first)
     }
 
     async fn pull(

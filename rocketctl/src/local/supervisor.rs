@@ -222,6 +222,17 @@ impl Supervisor {
         if let Err(e) = self.folder.replace("hosts", plan.hosts.as_bytes()) {
             self.board.change(|s| s.problem = format!("{e:#}"));
         }
+        // Left behind by an application that a newer manifest cut short.
+        let stopping = |kept: &Kept| matches!(*kept.desired.borrow(), Desired::Stop);
+        let leaving: Vec<String> = self
+            .pods
+            .iter()
+            .filter(|(_, kept)| stopping(kept))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in leaving {
+            self.remove(&name).await;
+        }
         for program in [Program::NameServer, Program::Broker] {
             let pods: Vec<Arc<Pod>> = plan
                 .pods
