@@ -185,6 +185,11 @@ impl CheckpointFiles {
         self.offsets.write_all_at(&offsets.encode(), 0)
     }
 
+    /// Our own offsets no longer hold.
+    pub(crate) fn forget(&self) -> io::Result<()> {
+        self.offsets.write_all_at(&[0; OFFSETS_LEN], 0)
+    }
+
     pub(crate) fn sync(&self) -> io::Result<()> {
         self.checkpoint.sync_data()?;
         self.offsets.sync_data()

@@ -460,12 +460,14 @@ impl ConsumeQueues {
                 .is_some_and(|u| u.end() <= log_end))
         })
         .map_err(io)?;
+        // Pages that a power cut lost are holes, which the halving above may have taken for either side.
         while end > first {
             match self.unit_on_file(queue, end - 1).map_err(io)? {
                 Some(unit)
-                    if self
-                        .points_at_its_record(queue, end - 1, unit)
-                        .map_err(io)? =>
+                    if unit.end() <= log_end
+                        && self
+                            .points_at_its_record(queue, end - 1, unit)
+                            .map_err(io)? =>
                 {
                     break;
                 }
@@ -541,7 +543,11 @@ impl ConsumeQueues {
         if offset < max {
             drop(inner);
             match self.unit(queue, offset) {
-                Some(known) if known.phy_offset >= unit.phy_offset && !known.is_filler() => {
+                Some(known)
+                    if known.phy_offset >= unit.phy_offset
+                        && known.is_written()
+                        && !known.is_filler() =>
+                {
                     return Ok(());
                 }
                 // A lower offset at a higher position: the topic was deleted and created anew in between.
@@ -855,9 +861,11 @@ impl ConsumeQueues {
         }
     }
 
-    /// Cuts every queue at the first unit that points at or beyond `position`.
-    pub(crate) fn truncate_to(&self, position: u64) -> Result<(), Error> {
+    /// Cuts every queue at the first unit that points at or beyond `position`. Returns the begin of the last record that
+    /// is still in a queue.
+    pub(crate) fn truncate_to(&self, position: u64) -> Result<Option<u64>, Error> {
         let log_end = self.log_end.load(Ordering::Acquire).min(position);
+        let mut last_phy = None;
         for queue in self.load_all()? {
             let (first, max) = (queue.min_offset(), queue.max_offset());
             let end = partition(first, max, |i| {
@@ -866,9 +874,13 @@ impl ConsumeQueues {
             .map_err(|e| Error::io("read", &queue.dir, e))?;
             self.truncate_queue(&queue, end)?;
             self.follow(&queue);
+            if end > first {
+                let unit = self.unit(&queue, end - 1).filter(|u| !u.is_filler());
+                last_phy = last_phy.max(unit.map(|u| u.phy_offset as u64));
+            }
         }
         self.set_log_end(log_end);
-        Ok(())
+        Ok(last_phy)
     }
 
     /// After segments were deleted: minimum offsets rise, files wholly below them go (never the last of a queue).

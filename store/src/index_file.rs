@@ -398,37 +398,61 @@ impl IndexFile {
         Ok(())
     }
 
-    /// After an unclean stop: if a slot points beyond the header's count, chains are rebuilt from the entries.
-    fn repair(&mut self, disk: &dyn Disk) -> io::Result<()> {
+    /// After an unclean stop: chains are rebuilt from the entries if a slot points beyond the header's count, or if
+    /// the machine went down and only entries of records below `trusted` are known to be on disk.
+    fn repair(&mut self, trusted: Option<u64>, disk: &dyn Disk) -> io::Result<()> {
         let mut slots = vec![0; self.shape.slots as usize * 4];
         read_full_at(&self.file, &mut slots, HEADER)?;
         let count = self.header.index_count;
-        if slots
-            .chunks_exact(4)
-            .all(|slot| i32_at(slot, 0).is_some_and(|n| (0..count).contains(&n)))
-        {
+        let beyond = |slot: &[u8]| i32_at(slot, 0).is_none_or(|n| !(0..count).contains(&n));
+        if trusted.is_none() && !slots.chunks_exact(4).any(beyond) {
             return Ok(());
         }
         tracing::warn!(path = %self.path.display(), entries = count - 1, "an index file was cut short by a crash: its chains are rebuilt");
         slots.fill(0);
         self.header.hash_slot_count = 0;
         let mut bytes = vec![0; ENTRY * 4096];
-        let mut number = 1;
-        while number < count {
+        let (mut number, mut last_phy, mut seconds) = (1, self.header.begin_phy_offset, 0);
+        'entries: while number < count {
             let n = ((count - number) as usize).min(4096) * ENTRY;
-            read_full_at(&self.file, &mut bytes[..n], self.shape.entry_at(number))?;
-            for (i, bytes) in bytes[..n].chunks_exact_mut(ENTRY).enumerate() {
-                let hash = i32_at(bytes, 0).unwrap_or(0);
-                let slot = (hash as u32 % self.shape.slots) as usize * 4;
+            let n = read_full_at(&self.file, &mut bytes[..n], self.shape.entry_at(number))? / ENTRY
+                * ENTRY;
+            let mut kept = 0;
+            for bytes in bytes[..n].chunks_exact_mut(ENTRY) {
+                let Some(entry) = Entry::decode(bytes) else {
+                    break;
+                };
+                if trusted.is_some_and(|to| entry.phy_offset >= to as i64)
+                    || entry.phy_offset < last_phy
+                {
+                    break;
+                }
+                (last_phy, seconds) = (entry.phy_offset, entry.seconds);
+                let slot = (entry.hash as u32 % self.shape.slots) as usize * 4;
                 if slots[slot..slot + 4] == [0; 4] {
                     self.header.hash_slot_count += 1;
                 }
                 bytes[16..].copy_from_slice(&slots[slot..slot + 4]);
-                slots[slot..slot + 4].copy_from_slice(&(number + i as i32).to_be_bytes());
+                slots[slot..slot + 4].copy_from_slice(&(number + kept).to_be_bytes());
+                kept += 1;
             }
-            write_all_at(disk, &self.file, &bytes[..n], self.shape.entry_at(number))?;
-            number += (n / ENTRY) as i32;
+            write_all_at(
+                disk,
+                &self.file,
+                &bytes[..kept as usize * ENTRY],
+                self.shape.entry_at(number),
+            )?;
+            number += kept;
+            if kept as usize * ENTRY < n || n == 0 {
+                break 'entries;
+            }
         }
+        if number < count {
+            self.header.index_count = number;
+            self.header.end_phy_offset = last_phy;
+            self.header.end_timestamp = self.header.begin_timestamp + i64::from(seconds) * 1000;
+        }
+        self.written = self.header.index_count;
         write_all_at(disk, &self.file, &slots, HEADER)?;
         write_all_at(disk, &self.file, &self.header.encode(), 0)?;
         self.unsynced = true;
@@ -441,6 +465,26 @@ pub(crate) struct IndexRequest {
     pub(crate) hash: i32,
     pub(crate) phy_offset: u64,
     pub(crate) store_timestamp: i64,
+}
+
+/// How the last run ended, as far as the newest index file cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    Clean,
+    /// What was written is there.
+    Killed,
+    /// The machine went down: only records below this are surely in the files.
+    PowerLost(u64),
+}
+
+impl Stop {
+    fn repair(self) -> Option<Option<u64>> {
+        match self {
+            Stop::Clean => None,
+            Stop::Killed => Some(None),
+            Stop::PowerLost(synced) => Some(Some(synced)),
+        }
+    }
 }
 
 /// Builds and queries the index files of a store.
@@ -465,7 +509,7 @@ impl IndexService {
         max_index: u32,
         disk: Arc<dyn Disk>,
         clock: Arc<dyn Clock>,
-        clean: bool,
+        stop: Stop,
     ) -> Result<Self, Error> {
         let shape = Shape {
             slots: slots.max(1),
@@ -496,8 +540,8 @@ impl IndexService {
                 Err(e) => return Err(e),
             }
         }
-        if let (false, Some(last)) = (clean, files.last_mut()) {
-            last.repair(&*disk)
+        if let (Some(trusted), Some(last)) = (stop.repair(), files.last_mut()) {
+            last.repair(trusted, &*disk)
                 .map_err(|e| Error::io("repair", &last.path, e))?;
         }
         let service = Self {
@@ -679,19 +723,30 @@ impl IndexService {
         Ok(found)
     }
 
-    /// Records from `position` on are gone and will be indexed anew.
-    pub(crate) fn truncate_to(&self, position: u64) {
+    /// Records from `position` on are gone, and others will be indexed in their place.
+    pub(crate) fn truncate_to(&self, position: u64) -> Result<(), Error> {
         let mut files = self.files.lock();
         self.pending.lock().retain(|r| r.phy_offset < position);
-        for file in files.iter_mut() {
-            if file.header.end_phy_offset > position as i64 {
-                file.header.end_phy_offset = position as i64;
-                file.changed = true;
-            }
+        let begins_beyond = |f: &mut IndexFile| {
+            f.header.index_count <= 1 || f.header.begin_phy_offset >= position as i64
+        };
+        while let Some(gone) = files.pop_if(begins_beyond) {
+            fs::remove_file(&gone.path).map_err(|e| Error::io("remove", &gone.path, e))?;
         }
-        if self.last_phy().is_some_and(|last| last > position) {
-            self.last_phy.store(position, Ordering::Release);
+        if let Some(last) = files.last_mut()
+            && last.header.end_phy_offset > position as i64
+        {
+            // Its entries for lost records stay in their chains: whoever follows them finds no such record.
+            last.header.end_phy_offset = position as i64;
+            last.changed = true;
+            last.write(&*self.disk)
+                .map_err(|e| Error::io("write", &last.path, e))?;
         }
+        let last = files
+            .last()
+            .map_or(u64::MAX, |f| f.header.end_phy_offset as u64);
+        self.last_phy.store(last, Ordering::Release);
+        Ok(())
     }
 
     /// Deletes the files whose records are all gone, except the newest.
@@ -721,14 +776,14 @@ mod tests {
     use crate::disk::RealDisk;
     use crate::record::{index_hash, java_hash};
 
-    fn open(dir: &Path, clean: bool) -> IndexService {
+    fn open(dir: &Path, stop: Stop) -> IndexService {
         IndexService::open(
             dir.to_owned(),
             10,
             50,
             Arc::new(RealDisk),
             Arc::new(SystemClock),
-            clean,
+            stop,
         )
         .unwrap()
     }
@@ -754,7 +809,7 @@ mod tests {
     #[test]
     fn keys_are_found_at_once_across_files_and_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let index = open(dir.path(), true);
+        let index = open(dir.path(), Stop::Clean);
         for i in 0..120u64 {
             put(&index, &format!("k{}", i % 60), i * 100, 1_000 * i as i64);
         }
@@ -771,7 +826,7 @@ mod tests {
         );
         index.write().unwrap();
         assert_eq!(
-            find(&open(dir.path(), true), "k59", 0, i64::MAX),
+            find(&open(dir.path(), Stop::Clean), "k59", 0, i64::MAX),
             [11900, 5900]
         );
         index.expire(5_000).unwrap();
@@ -781,7 +836,7 @@ mod tests {
     #[test]
     fn slots_beyond_the_header_s_count_are_put_right() {
         let dir = tempfile::tempdir().unwrap();
-        let index = open(dir.path(), true);
+        let index = open(dir.path(), Stop::Clean);
         for i in 0..20u64 {
             put(&index, &format!("k{i}"), i, 0);
         }
@@ -792,7 +847,7 @@ mod tests {
         }
         index.write().unwrap();
         write_all_at(&RealDisk, &index.files.lock()[0].file, &old.encode(), 0).unwrap();
-        let index = open(dir.path(), false);
+        let index = open(dir.path(), Stop::Killed);
         for i in 0..20u64 {
             assert_eq!(find(&index, &format!("k{i}"), 0, i64::MAX), [i]);
         }

@@ -28,12 +28,17 @@ pub(crate) struct Recovered {
     pub(crate) last_phy: Option<u64>,
     pub(crate) last_store_timestamp: Option<i64>,
     pub(crate) records: u64,
+    /// Queues and index are on disk below this.
+    pub(crate) synced: u64,
+    /// Queues and index were taken as our own offsets describe them, and nothing below them was lost.
+    pub(crate) own_offsets_hold: bool,
 }
 
-/// Calls `visit` with each valid record from `from` on; returns where that ends.
+/// Calls `visit` with each valid record that begins within `from..to`; returns where that ends.
 pub(crate) fn scan(
     log: &Segments,
     from: u64,
+    to: u64,
     mut visit: impl FnMut(u64, &Record<'_>, &[u8]) -> Result<(), Error>,
 ) -> Result<u64, Error> {
     let mut position = from;
@@ -43,7 +48,7 @@ pub(crate) fn scan(
         base: from,
         filled: 0,
     };
-    while let Some(segment) = log.at(position) {
+    while let Some(segment) = log.at(position).filter(|_| position < to) {
         let rest = (segment.end() - position) as usize;
         let Some(head) = window.get(position, 8)? else {
             break;
@@ -176,11 +181,18 @@ fn stands(log: &Segments, own: &Offsets) -> Result<bool, Error> {
         return Ok(false);
     }
     if own.last_phy == u64::MAX || own.last_phy < log.min() {
-        return Ok(own.dispatched <= log.min() || own.last_phy < log.min());
+        return Ok(own.last_phy != u64::MAX || own.dispatched <= log.min());
     }
+    Ok(own.last_phy < own.dispatched && record_stands(log, own.last_phy)?)
+}
+
+/// A whole record begins at `position`.
+fn record_stands(log: &Segments, position: u64) -> Result<bool, Error> {
     let mut buffer = vec![0; 8];
     let io = |e| Error::io("read", log.dir(), e);
-    log.read(own.last_phy, &mut buffer).map_err(io)?;
+    if position < log.min() || log.read(position, &mut buffer).map_err(io)? < buffer.len() {
+        return Ok(false);
+    }
     let Peek::Record { size } = record::peek(&buffer) else {
         return Ok(false);
     };
@@ -188,10 +200,8 @@ fn stands(log: &Segments, own: &Offsets) -> Result<bool, Error> {
         return Ok(false);
     }
     buffer.resize(size, 0);
-    let n = log.read(own.last_phy, &mut buffer).map_err(io)?;
-    Ok(n == size
-        && own.last_phy + size as u64 <= own.dispatched
-        && Record::parse(&buffer, true).is_some_and(|r| r.phy_offset == own.last_phy))
+    let n = log.read(position, &mut buffer).map_err(io)?;
+    Ok(n == size && Record::parse(&buffer, true).is_some_and(|r| r.phy_offset == position))
 }
 
 pub(crate) fn recover(
@@ -211,16 +221,24 @@ pub(crate) fn recover(
             last_phy: None,
             last_store_timestamp: None,
             records: 0,
+            synced: 0,
+            own_offsets_hold: false,
         });
     }
     let min = log.min();
+    let here = boot_id();
+    let mut lost_tail_from = None;
     let own = match own {
         Some(own) if stands(log, &own)? => Some(own),
+        Some(own) if record_stands(log, own.synced)? => {
+            lost_tail_from = Some(own.synced);
+            None
+        }
         _ => None,
     };
-    let same_kernel = own.as_ref().is_some_and(|own| own.boot_id == boot_id());
-    let queue_start = match &own {
-        Some(own) if (queues.count() as u64) < own.queues => {
+    let trusted = own.as_ref().filter(|own| clean || own.boot_id == here);
+    let queue_start = match (&own, trusted) {
+        (Some(own), _) if (queues.count() as u64) < own.queues => {
             tracing::warn!(
                 found = queues.count(),
                 expected = own.queues,
@@ -228,11 +246,14 @@ pub(crate) fn recover(
             );
             min
         }
-        Some(own) if clean || same_kernel => own.dispatched,
-        Some(own) => own.synced,
-        None if queues.count() == 0 => min,
-        None if clean => queues.highest_phy()?.max(min),
-        None => start_by_time(log, checkpoint)?,
+        (_, Some(own)) => own.dispatched,
+        (Some(own), None) => own.synced,
+        (None, _) if queues.count() == 0 => min,
+        (None, _) => match lost_tail_from {
+            Some(synced) => synced,
+            None if clean => queues.highest_phy()?.max(min),
+            None => start_by_time(log, checkpoint)?,
+        },
     };
     let index_start = match (index, &own) {
         (None, _) => u64::MAX,
@@ -243,7 +264,7 @@ pub(crate) fn recover(
             (Some(last), Some(own))
                 if own.index_last_phy != u64::MAX
                     && last >= own.index_last_phy
-                    && (clean || same_kernel) =>
+                    && trusted.is_some() =>
             {
                 own.dispatched.max(last)
             }
@@ -251,19 +272,50 @@ pub(crate) fn recover(
         },
     };
     let indexed_to = index.and_then(IndexService::last_phy);
-    let mut start = queue_start.min(index_start).max(min);
-    // A file may have been cut or exchanged behind our back: then begin where there surely is a record.
-    if start > log.last_end() {
-        start = min;
+    let index_record = |position: u64, record: &Record<'_>| -> Result<(), Error> {
+        let Some(index) = index.filter(|_| indexed_to.is_none_or(|to| position >= to)) else {
+            return Ok(());
+        };
+        let mut hashes = smallvec::SmallVec::new();
+        let prefix = record::java_hash(record::java_hash(0, record.topic), "#");
+        index_hashes(record, prefix, &mut hashes);
+        let store_timestamp = record.store_timestamp;
+        let requests = hashes.iter().map(|&hash| IndexRequest {
+            hash,
+            phy_offset: position,
+            store_timestamp,
+        });
+        if index.submit(requests) >= REBUILD_BATCH {
+            index.write()?;
+        }
+        Ok(())
+    };
+    // A file may have been taken away behind our back: then begin where there surely is a record.
+    let queue_start = if queue_start > log.last_end() {
+        min
+    } else {
+        queue_start.max(min)
+    };
+    // The index may lag by much more than the queues. Where this part ends says nothing about the log's end.
+    let index_start = index_start.max(min);
+    if index_start < queue_start {
+        let from = if record_stands(log, index_start)? {
+            index_start
+        } else {
+            min
+        };
+        scan(log, from, queue_start, |position, record, _| {
+            index_record(position, record)
+        })?;
     }
     let mut last = None;
     let mut records = 0u64;
-    let end = scan(log, start, |position, record, _| {
+    let end = scan(log, queue_start, u64::MAX, |position, record, _| {
         records += 1;
         last = Some((position, record.store_timestamp));
         // Units at or beyond this record are of a tail that is read again now.
-        queues.set_log_end(position.max(queue_start));
-        if position >= queue_start && record::enters_queue(record.sys_flag) {
+        queues.set_log_end(position);
+        if record::enters_queue(record.sys_flag) {
             if let Some(arrival) = arrival(queues, record, config)? {
                 queues.push(&arrival.queue, arrival.queue_offset, unit(&arrival))?;
                 queues.follow(&arrival.queue);
@@ -272,32 +324,19 @@ pub(crate) fn recover(
                 queues.write_dirty(u64::MAX)?;
             }
         }
-        if let Some(index) = index
-            && position >= index_start
-            && indexed_to.is_none_or(|to| position >= to)
-        {
-            let mut hashes = smallvec::SmallVec::new();
-            index_hashes(
-                record,
-                record::java_hash(record::java_hash(0, record.topic), "#"),
-                &mut hashes,
-            );
-            let store_timestamp = record.store_timestamp;
-            let requests = hashes.iter().map(|&hash| IndexRequest {
-                hash,
-                phy_offset: position,
-                store_timestamp,
-            });
-            if index.submit(requests) >= REBUILD_BATCH {
-                index.write()?;
-            }
+        if position >= index_start {
+            index_record(position, record)
+        } else {
+            Ok(())
         }
-        Ok(())
     })?;
     queues.set_log_end(end);
     log.cut(end)?;
     if let Some(index) = index {
         index.catch_up()?;
+        if index.last_phy().is_some_and(|last| last >= end) {
+            index.truncate_to(end)?;
+        }
     }
     if let (None, Some(own)) = (last, &own)
         && own.last_phy != u64::MAX
@@ -309,11 +348,18 @@ pub(crate) fn recover(
             .map_err(|e| Error::io("read", log.dir(), e))?;
         last = record::store_timestamp(&head).map(|t| (own.last_phy, t));
     }
+    let synced = match trusted {
+        Some(own) if clean => own.dispatched,
+        _ => own.as_ref().map_or(0, |own| own.synced),
+    };
     Ok(Recovered {
         end,
         last_phy: last.map(|l| l.0),
         last_store_timestamp: last.map(|l| l.1),
         records,
+        synced: synced.min(queue_start).min(end),
+        own_offsets_hold: trusted
+            .is_some_and(|own| own.dispatched == queue_start && own.dispatched <= end),
     })
 }
 

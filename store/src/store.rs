@@ -26,7 +26,7 @@ use crate::disk::{Disk, RealDisk};
 use crate::live::Live;
 use crate::error::{Error, NotWritable, PutError};
 use crate::get::ColdReaders;
-use crate::index_file::{IndexService, index_dir};
+use crate::index_file::{IndexService, Stop, index_dir};
 use crate::put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};
 use crate::record::{self, BLANK_MAGIC, END_FILE_MIN_BLANK, Encoded, Fields, Peek, Record};
 use crate::recovery;
@@ -213,6 +213,8 @@ pub struct Store {
     prepared: AtomicU64,
     flush_wanted: AtomicBool,
     flush_done: (Mutex<()>, Condvar),
+    /// Held from reading `written` to raising `flushed`; a truncation must not come in between.
+    flushing: Mutex<()>,
     arrival_listeners: RwLock<Vec<ArrivalListener>>,
     watermark_listeners: RwLock<Vec<WatermarkListener>>,
     poison: Mutex<Option<String>>,
@@ -278,6 +280,12 @@ impl Store {
             log.clone(),
             descriptor_limit(),
         )?;
+        let (files, checkpoint, own) = CheckpointFiles::open(&root)?;
+        let stop = match &own {
+            _ if clean => Stop::Clean,
+            Some(own) if own.boot_id != boot_id() => Stop::PowerLost(own.synced),
+            _ => Stop::Killed,
+        };
         let index = if config.message_index_enable {
             let (slots, max) = (config.max_hash_slot_num, config.max_index_num);
             Some(IndexService::open(
@@ -286,12 +294,11 @@ impl Store {
                 max,
                 disk.clone(),
                 clock.clone(),
-                clean,
+                stop,
             )?)
         } else {
             None
         };
-        let (files, checkpoint, own) = CheckpointFiles::open(&root)?;
         let recovered = recovery::recover(
             &log,
             &queues,
@@ -302,6 +309,12 @@ impl Store {
             own,
         )?;
         let end = recovered.end;
+        if !recovered.own_offsets_hold {
+            // What they say of a tail or of queues that are gone must not be believed once others stand in their place.
+            files
+                .forget()
+                .map_err(|e| Error::io("write", root.join("offsets"), e))?;
+        }
         tracing::info!(
             clean,
             min = log.min(),
@@ -323,8 +336,9 @@ impl Store {
         let offsets = Offsets {
             checkpoint: Checkpoint { ..checkpoint },
             boot_id: boot_id(),
-            dispatched: end,
-            synced: 0,
+            // Never equal to the truth, so that the first round writes it.
+            dispatched: u64::MAX,
+            synced: recovered.synced,
             last_phy: recovered.last_phy.unwrap_or(u64::MAX),
             queues: 0,
             index_last_phy: u64::MAX,
@@ -363,6 +377,7 @@ impl Store {
             prepared: AtomicU64::new(end),
             flush_wanted: AtomicBool::new(false),
             flush_done: (Mutex::new(()), Condvar::new()),
+            flushing: Mutex::new(()),
             arrival_listeners: RwLock::new(Vec::new()),
             watermark_listeners: RwLock::new(Vec::new()),
             poison: Mutex::new(None),
@@ -383,7 +398,7 @@ impl Store {
                 files,
                 offsets,
                 last_sync: Instant::now(),
-                synced_dispatch: 0,
+                synced_dispatch: recovered.synced,
             }),
             signals: signals.clone(),
             threads: Mutex::new(Vec::new()),
@@ -1138,7 +1153,7 @@ impl Store {
     fn flush_round(&self) {
         let wanted = self.flush_wanted.swap(false, Ordering::AcqRel);
         fence(Ordering::SeqCst);
-        let waiting = self.written() - self.flushed();
+        let waiting = self.written().saturating_sub(self.flushed());
         if !wanted
             && self.config.flush == FlushDiskType::AsyncFlush
             && waiting < u64::from(self.config.flush_least_pages) * 4096
@@ -1154,7 +1169,7 @@ impl Store {
             }
             self.flush_to_disk();
             // Back to back as long as there is something, but under ASYNC_FLUSH only when much waits.
-            let more = self.written() - self.flushed();
+            let more = self.written().saturating_sub(self.flushed());
             if more == 0
                 || (self.config.flush == FlushDiskType::AsyncFlush
                     && more < self.config.write_back_bytes)
@@ -1166,6 +1181,7 @@ impl Store {
 
     /// `fdatasync` of all that is written now. On failure the store is poisoned: the kernel may have dropped the pages.
     fn flush_to_disk(&self) {
+        let flushing = self.flushing.lock();
         let timestamp = self.written_timestamp.load(Ordering::Acquire);
         let target = self.written();
         let mut from = self.flushed();
@@ -1187,6 +1203,7 @@ impl Store {
         }
         self.flushed_timestamp.store(timestamp, Ordering::Release);
         self.flushed.fetch_max(target, Ordering::AcqRel);
+        drop(flushing);
         {
             let _guard = self.flush_done.0.lock();
             self.flush_done.1.notify_all();
@@ -1251,10 +1268,11 @@ impl Store {
         }
         let flushed = self.flushed();
         let checkpoint = &mut state.offsets.checkpoint;
-        checkpoint.physic_msg_timestamp = checkpoint
-            .physic_msg_timestamp
-            .max(self.flushed_timestamp.load(Ordering::Acquire));
-        checkpoint.logics_msg_timestamp = checkpoint.logics_msg_timestamp.max(timestamp);
+        let flushed_timestamp = self.flushed_timestamp.load(Ordering::Acquire);
+        checkpoint.physic_msg_timestamp = checkpoint.physic_msg_timestamp.max(flushed_timestamp);
+        if sync {
+            checkpoint.logics_msg_timestamp = checkpoint.logics_msg_timestamp.max(timestamp);
+        }
         if let Some(index) = &self.index {
             checkpoint.index_msg_timestamp =
                 checkpoint.index_msg_timestamp.max(index.sealed_timestamp());
@@ -1382,6 +1400,7 @@ impl Store {
     /// Drops everything from `position`, a record border, on: log, queues, what is pending.
     pub fn truncate_to(&self, position: u64) -> Result<(), Error> {
         self.flush_all_written();
+        let _flushing = self.flushing.lock();
         let mut checkpoint = self.checkpoint.lock();
         let mut writer = self.writer.lock();
         let mut state = self.append.lock();
@@ -1395,13 +1414,17 @@ impl Store {
         if let Some(reason) = self.poisoned() {
             return Err(NotWritable::Poisoned(reason).into());
         }
+        self.queues.write_dirty(self.ring.oldest())?;
+        if let Some(index) = &self.index {
+            index.write()?;
+        }
         state.pending.clear();
         writer.batch.clear();
         writer.unconfirmed.retain(|a| a.phy_offset < position);
         // Queues first: a crash in between leaves a log that is longer than they are, which recovery mends.
-        self.queues.truncate_to(position)?;
+        let last_phy = self.queues.truncate_to(position)?.unwrap_or(u64::MAX);
         if let Some(index) = &self.index {
-            index.truncate_to(position);
+            index.truncate_to(position)?;
         }
         for mark in [
             &self.confirm,
@@ -1415,17 +1438,23 @@ impl Store {
         if self.scan_from.load(Ordering::Acquire) != u64::MAX {
             self.scan_from.fetch_min(position, Ordering::AcqRel);
         }
-        writer.last_phy = u64::MAX;
+        writer.last_phy = last_phy;
         state.tail = self.ring.reset(position);
         state.segment_end = position - position % self.log.size() + self.log.size();
         self.prepared.store(position, Ordering::Relaxed);
         self.write_target.store(position, Ordering::Relaxed);
         self.log.cut(position)?;
         // What was known about the log beyond `position` no longer holds.
-        checkpoint.offsets.dispatched = checkpoint.offsets.dispatched.min(position);
+        checkpoint.offsets.dispatched = self.confirm_offset();
         checkpoint.offsets.synced = 0;
         checkpoint.synced_dispatch = 0;
-        checkpoint.offsets.last_phy = u64::MAX;
+        checkpoint.offsets.last_phy = last_phy;
+        checkpoint.offsets.queues = self.queues.count_on_disk() as u64;
+        checkpoint.offsets.index_last_phy = self
+            .index
+            .as_ref()
+            .and_then(IndexService::last_phy)
+            .unwrap_or(u64::MAX);
         let path = self.config.root.join("checkpoint");
         checkpoint.offsets.checkpoint.logics_msg_timestamp = 0;
         checkpoint

@@ -1,0 +1,314 @@
+//! Random appends, restarts, kills and power cuts, compared with a plain `Vec`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use store::Store;
+
+use crate::common::*;
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Sizes of the bodies of one batch.
+    Append {
+        queue_id: i32,
+        sizes: Vec<usize>,
+        keys: bool,
+    },
+    Flush,
+    Stop,
+    Kill,
+    /// The log from a point behind the flushed position on is lost, wholly or for so many bytes; so are the queue and
+    /// index entries, at random, that were never synced.
+    PowerCut {
+        point: u32,
+        hole: Option<u16>,
+        seed: u64,
+    },
+    /// A queue and its index disappear.
+    LoseQueues,
+    LoseIndex,
+    Truncate {
+        back: usize,
+    },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        20 => (0..4i32, prop::collection::vec(0..3000usize, 1..6), any::<bool>())
+            .prop_map(|(queue_id, sizes, keys)| Op::Append { queue_id, sizes, keys }),
+        3 => Just(Op::Flush),
+        2 => Just(Op::Stop),
+        3 => Just(Op::Kill),
+        4 => (any::<u32>(), prop::option::of(any::<u16>()), any::<u64>())
+            .prop_map(|(point, hole, seed)| Op::PowerCut { point, hole, seed }),
+        1 => Just(Op::LoseQueues),
+        1 => Just(Op::LoseIndex),
+        2 => (0..12usize).prop_map(|back| Op::Truncate { back }),
+    ]
+}
+
+struct Known {
+    queue_id: i32,
+    body: Vec<u8>,
+    key: String,
+    phy_offset: u64,
+    end: u64,
+}
+
+fn check(store: &Store, model: &[Known]) {
+    store.check_invariants();
+    assert_eq!(store.written(), store.appended());
+    let mut queues: BTreeMap<i32, Vec<&Known>> = BTreeMap::new();
+    for known in model {
+        queues.entry(known.queue_id).or_default().push(known);
+    }
+    for queue_id in 0..4 {
+        let wanted: Vec<&[u8]> = queues
+            .get(&queue_id)
+            .into_iter()
+            .flatten()
+            .map(|k| &k.body[..])
+            .collect();
+        assert_eq!(
+            store.max_offset("q", queue_id),
+            wanted.len() as i64,
+            "queue {queue_id}"
+        );
+        assert_eq!(bodies(store, "q", queue_id, 0), wanted);
+    }
+    for known in model.iter().rev().take(3).filter(|k| !k.key.is_empty()) {
+        let found = store.query("q", &known.key, 64, 0, i64::MAX).records;
+        assert_eq!(
+            found
+                .iter()
+                .map(|r| i64_at(r, 28) as u64)
+                .collect::<Vec<_>>(),
+            [known.phy_offset],
+            "{}",
+            known.key
+        );
+    }
+    if let Some(known) = model.last() {
+        assert_eq!(
+            body(&store.record_at(known.phy_offset).unwrap()),
+            known.body
+        );
+    }
+}
+
+fn xorshift(seed: &mut u64) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed
+}
+
+fn files(dir: &Path, out: &mut Vec<std::path::PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            files(&entry.path(), out)
+        } else {
+            out.push(entry.path())
+        }
+    }
+}
+
+/// What the page cache held and the disk did not is gone. Returns where the log is damaged.
+fn lose(
+    root: &Path,
+    flushed: u64,
+    model: &[Known],
+    point: u32,
+    hole: Option<u16>,
+    mut seed: u64,
+) -> u64 {
+    seed |= 1;
+    let offsets = root.join("offsets");
+    let mut bytes = fs::read(&offsets).unwrap_or_default();
+    let mut synced = 0;
+    if bytes.len() == 108 {
+        synced = i64_at(&bytes, 72) as u64;
+        // Another run of the kernel.
+        bytes[48..56].copy_from_slice(&seed.to_be_bytes());
+        let crc = crc32fast::hash(&bytes[..104]);
+        bytes[104..].copy_from_slice(&crc.to_be_bytes());
+        fs::write(&offsets, &bytes).unwrap();
+    }
+    let mut queue_files = Vec::new();
+    files(&root.join("consumequeue"), &mut queue_files);
+    for path in queue_files {
+        let mut bytes = fs::read(&path).unwrap();
+        for unit in bytes.chunks_exact_mut(20) {
+            if i64_at(unit, 0) as u64 >= synced
+                && i32_at(unit, 8) != i32::MAX
+                && xorshift(&mut seed) % 3 == 0
+            {
+                unit.fill(0);
+            }
+        }
+        fs::write(path, bytes).unwrap();
+    }
+    let lost: Vec<&Known> = model.iter().filter(|k| k.phy_offset >= flushed).collect();
+    let Some(first) = (!lost.is_empty()).then(|| lost[point as usize % lost.len()]) else {
+        return u64::MAX;
+    };
+    // Within the record, but never only its last bytes, which may be zeros anyway.
+    let mut at = first.phy_offset + u64::from(point) % (first.end - first.phy_offset - 8);
+    let damaged = at;
+    let mut left = hole.map_or(u64::MAX, |n| u64::from(n).max(first.end - at));
+    while left > 0 {
+        let base = at - at % (16 << 10);
+        let Ok(file) = fs::OpenOptions::new()
+            .write(true)
+            .open(root.join("commitlog").join(format!("{base:020}")))
+        else {
+            break;
+        };
+        let n = left.min(base + (16 << 10) - at);
+        file.write_all_at(&vec![0; n as usize], at - base).unwrap();
+        at += n;
+        left -= n;
+    }
+    damaged
+}
+
+fn run(ops: Vec<Op>) {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let mut store = open(small(root));
+    let mut model: Vec<Known> = Vec::new();
+    let (mut count, mut durable) = (0u32, 0);
+    for op in ops {
+        let stop = |store: Arc<Store>| {
+            store.shutdown();
+            crash(store);
+        };
+        match op {
+            Op::Append {
+                queue_id,
+                sizes,
+                keys,
+            } => {
+                let new: Vec<(Vec<u8>, String)> = sizes
+                    .iter()
+                    .map(|size| {
+                        count += 1;
+                        (
+                            vec![1 + (count % 255) as u8; *size],
+                            if keys {
+                                format!("k{count}")
+                            } else {
+                                String::new()
+                            },
+                        )
+                    })
+                    .collect();
+                let messages: Vec<Message<'_>> = new
+                    .iter()
+                    .map(|(body, key)| Message {
+                        body,
+                        key,
+                        ..Default::default()
+                    })
+                    .collect();
+                let appended = append(&store, "q", queue_id, &messages).unwrap();
+                store.drive();
+                for ((body, key), record) in new.into_iter().zip(&appended.records) {
+                    let end = record.phy_offset + u64::from(record.size);
+                    model.push(Known {
+                        queue_id,
+                        body,
+                        key,
+                        phy_offset: record.phy_offset,
+                        end,
+                    });
+                }
+            }
+            Op::Flush => assert!(store.wait_flushed(store.written(), Duration::from_secs(20))),
+            Op::Stop => {
+                stop(store);
+                store = open(small(root));
+            }
+            Op::Kill => {
+                crash(store);
+                store = open(small(root));
+            }
+            Op::PowerCut { point, hole, seed } => {
+                // After a kill `flushed` begins low; what was durable before still is.
+                durable = durable.max(store.flushed());
+                let flushed = durable;
+                crash(store);
+                let damaged = lose(root, flushed, &model, point, hole, seed);
+                let flushed_records = model.iter().filter(|k| k.end <= flushed).count();
+                model.retain(|k| k.end <= damaged);
+                assert!(model.len() >= flushed_records);
+                store = open(small(root));
+            }
+            Op::LoseQueues => {
+                crash(store);
+                let _ = fs::remove_dir_all(root.join("consumequeue"));
+                store = open(small(root));
+            }
+            Op::LoseIndex => {
+                stop(store);
+                fs::remove_dir_all(root.join("index")).unwrap();
+                store = open(small(root));
+            }
+            Op::Truncate { back } => {
+                let keep = model.len().saturating_sub(back);
+                let position = if keep == 0 { 0 } else { model[keep - 1].end };
+                store.truncate_to(position).unwrap();
+                model.truncate(keep);
+                durable = durable.min(position);
+            }
+        }
+        check(&store, &model);
+        durable = durable.max(store.flushed());
+    }
+}
+
+/// 48 within the budget of the test command; `PROPTEST_CASES` for more.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(48)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn a_store_is_a_vec_whatever_happens_to_it(ops in prop::collection::vec(op(), 1..40)) {
+        run(ops);
+    }
+}
+
+/// The index keeps entries of truncated records; none of them may be taken for the begin of a record.
+#[test]
+fn a_power_cut_after_a_truncation() {
+    let append = |sizes: &[usize], keys| Op::Append {
+        queue_id: 0,
+        sizes: sizes.to_vec(),
+        keys,
+    };
+    run(vec![
+        append(&[0], true),
+        append(&[0, 0, 0, 0, 0, 0], false),
+        append(&[0, 803, 0], true),
+        Op::Truncate { back: 9 },
+        append(&[461], false),
+        Op::Stop,
+        Op::PowerCut {
+            point: 0,
+            hole: None,
+            seed: 1,
+        },
+    ]);
+}
