@@ -95,6 +95,9 @@ enum Command {
     /// Run a broker: `rocketctl mqbroker -h`
     #[command(name = "mqbroker", disable_help_flag = true)]
     Mqbroker(#[command(flatten)] Rest),
+    /// The commands under mqadmin's names and options: `rocketctl mqadmin -h`
+    #[command(name = "mqadmin", visible_alias = "admin", disable_help_flag = true)]
+    Mqadmin(#[command(flatten)] Rest),
     /// Stop name servers or brokers of this machine: `rocketctl mqshutdown namesrv|broker`
     #[command(name = "mqshutdown", disable_help_flag = true)]
     Shutdown(#[command(flatten)] Rest),
@@ -108,15 +111,18 @@ struct Rest {
 }
 
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    if let Some((role, args)) = Role::pick(&args) {
-        return role.run(args);
-    }
+    let args = match Role::pick(&args) {
+        // The same commands under the names of the original's tool.
+        Some((Role::Admin, args)) => match admin::mqadmin::translate(args) {
+            Ok(args) => args,
+            Err(e) => return explain(&e),
+        },
+        Some((role, args)) => return role.run(args),
+        None => args,
+    };
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
-        Err(e) => {
-            let _ = e.print();
-            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
-        }
+        Err(e) => return explain(&e),
     };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -128,6 +134,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn explain(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// `rocketctl … | head` is no failure.
@@ -165,14 +176,27 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             admin::block_on(admin::consumer::run(&global.name_servers()?, command))
         }
         #[cfg(target_os = "linux")]
-        Command::Bench(command) => crate::bench::run(&command),
+        Command::Bench(command) => {
+            let local = global
+                .data_root()
+                .and_then(|root| commands::local_broker(&root, global.local.as_deref()));
+            crate::bench::run(&command, local.ok())
+        }
         // Taken by `Role::pick`; only options before the name lead here.
-        Command::NameServer(_) | Command::Mqbroker(_) | Command::Shutdown(_) => {
+        Command::NameServer(_)
+        | Command::Mqbroker(_)
+        | Command::Mqadmin(_)
+        | Command::Shutdown(_) => {
             anyhow::bail!(
                 "the name of a server must be the first argument: `rocketctl mqbroker -c FILE`"
             )
         }
     }
+}
+
+#[cfg(test)]
+pub(crate) fn understands(args: Vec<OsString>) -> bool {
+    Cli::try_parse_from(args).is_ok()
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ pub(crate) enum Role {
     NameServer,
     Broker,
     Shutdown,
+    /// The tool, which only translates to this program's own commands.
+    Admin,
 }
 
 impl Role {
@@ -23,6 +25,7 @@ impl Role {
             "mqnamesrv" => Some(Self::NameServer),
             "mqbroker" => Some(Self::Broker),
             "mqshutdown" => Some(Self::Shutdown),
+            "mqadmin" | "admin" => Some(Self::Admin),
             _ => None,
         }
     }
@@ -47,6 +50,8 @@ impl Role {
         match self {
             Self::NameServer => namesrv::cli::main(args.iter().cloned()),
             Self::Broker => broker::cli::main(args.iter().cloned()),
+            // Translated before it comes here.
+            Self::Admin => ExitCode::FAILURE,
             Self::Shutdown => match shutdown(args) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e) => {

@@ -4,6 +4,7 @@ pub(crate) mod broker;
 pub(crate) mod cluster;
 pub(crate) mod consumer;
 pub(crate) mod message;
+pub(crate) mod mqadmin;
 pub(crate) mod topic;
 
 use std::collections::BTreeMap;

@@ -28,11 +28,20 @@ pub(crate) struct CreateArgs {
     /// Queues on each broker
     #[arg(short = 'q', long, default_value_t = 8)]
     queues: u16,
+    /// Queues that consumers read, where it is not --queues
+    #[arg(long, value_name = "QUEUES")]
+    read_queues: Option<u16>,
+    /// Queues that producers write, where it is not --queues
+    #[arg(long, value_name = "QUEUES")]
+    write_queues: Option<u16>,
     /// What clients may do: r, w or rw
     #[arg(short = 'p', long, default_value = "rw", value_parser = ["r", "w", "rw"])]
     perm: String,
     #[arg(short = 'c', long)]
     cluster: Option<String>,
+    /// Only on this broker, host:port
+    #[arg(short = 'b', long, value_name = "ADDR", conflicts_with = "cluster")]
+    broker: Option<String>,
     /// Keep messages of a queue in order when brokers come and go
     #[arg(long)]
     order: bool,
@@ -68,7 +77,13 @@ pub(crate) async fn run(name_servers: &str, command: TopicCommand) -> Result<()>
     match command {
         TopicCommand::Create(args) => {
             check_name(&args.topic)?;
-            let masters = masters_of(&admin, args.cluster.as_deref()).await?;
+            let masters: Vec<String> = match &args.broker {
+                Some(address) => vec![address.clone()],
+                None => masters_of(&admin, args.cluster.as_deref())
+                    .await?
+                    .into_values()
+                    .collect(),
+            };
             if masters.is_empty() {
                 bail!("no master is registered that could take the topic");
             }
@@ -79,14 +94,13 @@ pub(crate) async fn run(name_servers: &str, command: TopicCommand) -> Result<()>
                 .sum();
             let config = TopicConfig {
                 order: args.order,
+                read_queue_nums: args.read_queues.unwrap_or(args.queues).into(),
+                write_queue_nums: args.write_queues.unwrap_or(args.queues).into(),
                 ..TopicConfig::new(&args.topic, i32::from(args.queues), perm)
             };
-            for (name, address) in &masters {
+            for address in &masters {
                 admin.create_topic(address, &config).await?;
-                println!(
-                    "create topic to {address} success. ({name}, {} queues)",
-                    args.queues
-                );
+                println!("create topic to {address} success.");
             }
             Ok(())
         }

@@ -40,9 +40,9 @@ pub(crate) enum BenchCommand {
 
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Common {
-    /// Broker to load, host:port. No name server is asked.
-    #[arg(long, default_value = "127.0.0.1:10911")]
-    broker: String,
+    /// Broker to load, host:port. No name server is asked. Default: the first of the running local cluster, else 127.0.0.1:10911.
+    #[arg(long)]
+    broker: Option<String>,
     #[arg(long, default_value_t = 16)]
     connections: usize,
     /// Requests in flight on each connection.
@@ -75,7 +75,7 @@ const MAX_IN_FLIGHT: usize = 200_000;
 const MAX_SECONDS: f64 = 3_600.0;
 
 impl Common {
-    fn load(&self, kind: Kind) -> Result<Load> {
+    fn load(&self, kind: Kind, local_broker: Option<String>) -> Result<Load> {
         ensure!(
             (1..=MAX_CONNECTIONS).contains(&self.connections),
             "--connections: 1 to {MAX_CONNECTIONS}"
@@ -94,7 +94,8 @@ impl Common {
                 && (0.0..=MAX_SECONDS).contains(&self.warmup),
             "--duration, --warmup: up to {MAX_SECONDS} seconds"
         );
-        let broker = resolve(&self.broker)?;
+        let address = self.broker.clone().or(local_broker);
+        let broker = resolve(address.as_deref().unwrap_or("127.0.0.1:10911"))?;
         Ok(Load {
             kind,
             broker,
@@ -124,13 +125,14 @@ fn resolve(address: &str) -> Result<SocketAddr> {
         .with_context(|| format!("no address for {address}"))
 }
 
-pub(crate) fn run(command: &BenchCommand) -> Result<()> {
+/// `local_broker` is a broker of the local cluster, if one is running.
+pub(crate) fn run(command: &BenchCommand, local_broker: Option<String>) -> Result<()> {
     let (common, kind) = match command {
         BenchCommand::Send { common, body } => (common, Kind::Send { body_size: *body }),
         BenchCommand::Pull { common, count } => (common, Kind::Pull { count: *count }),
         BenchCommand::Compare(args) => return compare::run(args),
     };
-    let report = load::run(&common.load(kind)?)?;
+    let report = load::run(&common.load(kind, local_broker)?)?;
     if common.output == "json" {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

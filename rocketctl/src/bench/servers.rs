@@ -171,6 +171,32 @@ pub(super) fn start_ours(dir: &Path, extra: &str) -> Result<Servers> {
     })
 }
 
+/// From the command line to a cluster that is ready: the example, started and stopped again.
+pub(super) fn time_up(dir: &Path) -> Result<Duration> {
+    fs::create_dir_all(dir)?;
+    let file = dir.join("cluster.yaml");
+    fs::write(&file, include_str!("../../../examples/single-master.yaml"))?;
+    let rocketctl = |args: &[&str]| -> Result<()> {
+        let output = Command::new(std::env::current_exe()?)
+            .arg("--data-dir")
+            .arg(dir.join("data"))
+            .args(args)
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "rocketctl {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    };
+    let began = Instant::now();
+    rocketctl(&["up", "-d", "-f", &file.display().to_string()])?;
+    let took = began.elapsed();
+    rocketctl(&["down", "--delete-data"])?;
+    Ok(took)
+}
+
 fn ready(http_port: u16) -> bool {
     use std::io::{Read, Write};
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", http_port)) else {

@@ -596,3 +596,10 @@ fn print_lines(prefix: &str, text: &str) {
 pub(crate) fn local_name_servers(root: &DataRoot, cluster: Option<&str>) -> Result<String> {
     Ok(running(root, cluster)?.1.name_servers.join(";"))
 }
+
+/// A broker for commands that were given none: the first of the only running local cluster.
+pub(crate) fn local_broker(root: &DataRoot, cluster: Option<&str>) -> Result<String> {
+    let state = running(root, cluster)?.1;
+    let broker = state.pods.into_iter().find(|p| p.program == "mqbroker");
+    Ok(broker.context("the local cluster has no broker")?.address)
+}
