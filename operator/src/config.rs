@@ -9,7 +9,7 @@ use operator_core::validate::Defaults;
 /// `operator run`
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// Where the images of brokers and name servers come from: <REPOSITORY>/mqbroker:<TAG>
+    /// Where the images of brokers and name servers come from: `REPOSITORY/mqbroker:TAG`
     #[arg(
         long,
         env = "ROCKETCLUSTER_IMAGE_REPOSITORY",

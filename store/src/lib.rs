@@ -5,8 +5,8 @@
 
 mod clock;
 mod config;
-mod live;
 mod error;
+mod live;
 mod put;
 mod store;
 
