@@ -4,5 +4,7 @@
 
 mod basic;
 mod common;
+mod faults;
 mod fixtures;
+mod logs;
 mod model;

@@ -148,7 +148,7 @@ fn lose(
         for unit in bytes.chunks_exact_mut(20) {
             if i64_at(unit, 0) as u64 >= synced
                 && i32_at(unit, 8) != i32::MAX
-                && xorshift(&mut seed) % 3 == 0
+                && xorshift(&mut seed).is_multiple_of(3)
             {
                 unit.fill(0);
             }

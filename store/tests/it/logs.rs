@@ -1,0 +1,276 @@
+//! What replication and Raft build on: raw bytes, ranges, truncation, frames; and what retention takes away.
+
+use std::fs;
+use std::time::Duration;
+
+use store::{GetStatus, PutError, Store};
+
+use crate::common::*;
+
+fn copy(from: &Store, to: &Store, chunk: usize) {
+    while to.appended() < from.written() {
+        let mut bytes = Vec::new();
+        let position = to.appended();
+        let n = from.read_range(position, chunk, &mut bytes).unwrap();
+        assert_eq!(n, bytes.len());
+        to.append_raw(position, &bytes).unwrap();
+        to.drive();
+        to.check_invariants();
+    }
+}
+
+#[test]
+fn a_copy_in_chunks_of_any_size_is_byte_for_byte_the_same_and_can_take_over() {
+    for chunk in [1, 7, 1_000, 32 << 10] {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let master = open(small(dirs[0].path()));
+        let slave = open(small(dirs[1].path()));
+        let n = if chunk == 1 { 8 } else { 60 };
+        for i in 0..n {
+            let body = vec![i as u8 + 1; 50 + 31 * i];
+            append(
+                &master,
+                "t",
+                i as i32 % 2,
+                &[Message {
+                    body: &body,
+                    key: &format!("k{i}"),
+                    ..Default::default()
+                }],
+            )
+            .unwrap();
+            master.drive();
+        }
+        copy(&master, &slave, chunk);
+        assert_eq!(slave.confirm_offset(), master.written());
+        for queue_id in 0..2 {
+            assert_eq!(
+                bodies(&slave, "t", queue_id, 0),
+                bodies(&master, "t", queue_id, 0)
+            );
+        }
+        assert_eq!(
+            slave.query("t", "k3", 9, 0, i64::MAX).records,
+            master.query("t", "k3", 9, 0, i64::MAX).records
+        );
+        for file in fs::read_dir(dirs[1].path().join("commitlog")).unwrap() {
+            let name = file.unwrap().file_name();
+            let read = |dir: &tempfile::TempDir| {
+                fs::read(dir.path().join("commitlog").join(&name)).unwrap()
+            };
+            assert_eq!(read(&dirs[1]), read(&dirs[0]));
+        }
+        assert!(matches!(
+            slave.append_raw(0, b"x"),
+            Err(PutError::WrongPosition { .. })
+        ));
+        assert_eq!(put(&slave, "t", 1, b"own").queue_offset, n as i64 / 2);
+        crash(slave);
+        let slave = open(small(dirs[1].path()));
+        assert_eq!(bodies(&slave, "t", 1, n as i64 / 2), [b"own"]);
+    }
+}
+
+#[test]
+fn a_half_received_record_is_not_visible_and_can_be_cut() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let master = open(small(dirs[0].path()));
+    let slave = open(small(dirs[1].path()));
+    put(&master, "t", 0, b"whole");
+    let half = put(&master, "t", 0, b"half");
+    let mut bytes = Vec::new();
+    master
+        .read_range(0, half.end as usize - 3, &mut bytes)
+        .unwrap();
+    slave.append_raw(0, &bytes).unwrap();
+    slave.drive();
+    assert_eq!(
+        (slave.written(), slave.confirm_offset()),
+        (half.end - 3, half.phy_offset)
+    );
+    assert_eq!(slave.max_offset("t", 0), 1);
+    slave.truncate_to(half.phy_offset).unwrap();
+    assert_eq!(put(&slave, "t", 0, b"mine").queue_offset, 1);
+    assert_eq!(bodies(&slave, "t", 0, 0), [&b"whole"[..], b"mine"]);
+}
+
+#[test]
+fn an_empty_store_can_begin_at_any_segment() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let master = open(small(dirs[0].path()));
+    for i in 0..40u8 {
+        put(&master, "t", 0, &[i; 1000]);
+    }
+    let slave = open(small(dirs[1].path()));
+    slave.start_at(16 << 10).unwrap();
+    copy(&master, &slave, 5_000);
+    let first = slave.min_offset("t", 0);
+    assert!(first > 0);
+    assert_eq!(
+        bodies(&slave, "t", 0, first),
+        bodies(&master, "t", 0, first)
+    );
+    assert_eq!(
+        get(&slave, &request("t", 0, 0, 1)).0.status,
+        GetStatus::OffsetTooSmall
+    );
+    crash(slave);
+    let slave = open(small(dirs[1].path()));
+    assert_eq!(
+        (slave.min_phy_offset(), slave.min_offset("t", 0)),
+        (16 << 10, first)
+    );
+    assert_eq!(
+        bodies(&slave, "t", 0, first),
+        bodies(&master, "t", 0, first)
+    );
+}
+
+#[test]
+fn expired_segments_go_and_minimum_offsets_rise() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock::at(1_700_000_000_000);
+    let mut config = small(dir.path());
+    config.file_reserved_hours = 1;
+    let store = open_at(config.clone(), clock.clone());
+    for i in 0..200u8 {
+        append(
+            &store,
+            "t",
+            0,
+            &[Message {
+                body: &[i; 1000],
+                key: &format!("k{i}"),
+                ..Default::default()
+            }],
+        )
+        .unwrap();
+        store.drive();
+    }
+    put(&store, "idle", 0, b"last");
+    assert!(store.wait_flushed(store.written(), Duration::from_secs(20)));
+    let last = store.written();
+    clock.set(i64::MAX / 2);
+    wait(|| {
+        store.delete_expired_now();
+        store.min_phy_offset() >= last - last % (16 << 10)
+    });
+    wait(|| store.min_offset("t", 0) > 180);
+    let min = store.min_offset("t", 0);
+    assert_eq!(bodies(&store, "t", 0, min)[0][0], min as u8);
+    let (result, ..) = get(&store, &request("t", 0, 0, 1));
+    assert_eq!(
+        (result.status, result.next_begin_offset),
+        (GetStatus::OffsetTooSmall, min)
+    );
+    assert!(store.query("t", "k3", 9, 0, i64::MAX).records.is_empty());
+    assert!(store.record_at(0).is_none());
+    wait(|| {
+        fs::read_dir(dir.path().join("consumequeue/t/0"))
+            .unwrap()
+            .count()
+            <= 2
+    });
+    assert_eq!(put(&store, "t", 0, b"next").queue_offset, 200);
+    crash(store);
+    let store = open_at(config, clock);
+    assert_eq!(
+        (store.min_offset("t", 0), store.max_offset("t", 0)),
+        (min, 201)
+    );
+    assert_eq!(store.max_offset("idle", 0), 1);
+}
+
+#[test]
+fn a_deleted_topic_begins_anew_at_zero() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(small(dir.path()));
+    for _ in 0..70 {
+        put(&store, "t", 0, b"old");
+    }
+    put(&store, "other", 0, b"stays");
+    store.delete_topic("t").unwrap();
+    assert_eq!(store.max_offset("t", 0), 0);
+    assert!(store.queues().keys().eq(["other"]));
+    assert_eq!(put(&store, "t", 0, b"new").queue_offset, 0);
+    store.shutdown();
+    drop(store);
+    let store = open(small(dir.path()));
+    assert_eq!(bodies(&store, "t", 0, 0), [b"new"]);
+    crash(store);
+    // Even when everything is rebuilt from a log that still holds the old records.
+    fs::remove_dir_all(dir.path().join("consumequeue")).unwrap();
+    let store = open(small(dir.path()));
+    assert_eq!(bodies(&store, "t", 0, 0), [b"new"]);
+    assert_eq!(store.clean_unused_topics(&|topic| topic == "other"), ["t"]);
+}
+
+#[test]
+fn many_queues_open_at_once_and_lazily() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = small(dir.path());
+    config.segment_size = 8 << 20;
+    let store = open(config.clone());
+    for queue_id in 0..2_000 {
+        append(
+            &store,
+            &format!("t{}", queue_id / 100),
+            queue_id % 100,
+            &[Message {
+                body: b"x",
+                ..Default::default()
+            }],
+        )
+        .unwrap();
+    }
+    store.drive();
+    store.shutdown();
+    drop(store);
+    let store = open(config);
+    assert_eq!(store.runtime_figures().queues, 2_000);
+    for queue_id in 0..2_000 {
+        assert_eq!(
+            store.max_offset(&format!("t{}", queue_id / 100), queue_id % 100),
+            1
+        );
+    }
+}
+
+#[test]
+fn a_frame_is_one_piece_within_one_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(small(dir.path()));
+    let queue = store.queue("t", 0).unwrap();
+    let message = store::PutMessage {
+        queue: &queue,
+        flag: 0,
+        sys_flag: 0,
+        born_timestamp: 0,
+        born_host: host(),
+        store_host: host(),
+        reconsume_times: 0,
+        prepared_transaction_offset: 0,
+        body: &[7; 2000],
+        properties: b"",
+        tags_code: store::TagsCode::Hash(0),
+        unique_key: "",
+        keys: "",
+    };
+    for _ in 0..20 {
+        let mut at = 0;
+        let appended = store
+            .append_frame(48, &[message; 3], |prefix, position| {
+                at = position;
+                prefix.fill(0xab);
+            })
+            .unwrap();
+        assert_eq!(appended.phy_offset, at + 48);
+        assert_eq!(at / (16 << 10), (appended.end - 1) / (16 << 10));
+        store.drive();
+        let mut bytes = Vec::new();
+        store.read_range(at, 48, &mut bytes).unwrap();
+        assert_eq!(bytes, [0xab; 48]);
+    }
+    assert_eq!(store.max_offset("t", 0), 60);
+    assert_eq!(bodies(&store, "t", 0, 0).len(), 60);
+}
