@@ -422,9 +422,9 @@ impl IndexFile {
                 let Some(entry) = Entry::decode(bytes) else {
                     break;
                 };
-                if trusted.is_some_and(|to| entry.phy_offset >= to as i64)
-                    || entry.phy_offset < last_phy
-                {
+                // Positions fall where the log was truncated; but only a lost page says 0 behind others.
+                let lost = entry.phy_offset <= 0 && last_phy > 0;
+                if lost || trusted.is_some_and(|to| entry.phy_offset >= to as i64) {
                     break;
                 }
                 (last_phy, seconds) = (entry.phy_offset, entry.seconds);
