@@ -8,4 +8,5 @@ mod config;
 mod delays;
 mod offsets;
 mod support;
+mod takeover;
 mod topics;

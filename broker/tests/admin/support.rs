@@ -11,6 +11,7 @@ use remoting::protocol::message::RecordView;
 use remoting::protocol::{RemotingCommand, json, request_code as code, response_code};
 use remoting::{ClientConfig, RemotingClient, Resolver};
 use serde_json::Value;
+use store::{Clock, SystemClock};
 use tempfile::TempDir;
 
 /// Longest wait for anything; reached only by a failing test.
@@ -49,8 +50,24 @@ impl Rig {
         Self::start_as(folder, settings).await
     }
 
+    /// On a clock that is ahead of the machine's.
+    pub(crate) async fn start_ahead(
+        folder: TempDir,
+        ahead: Duration,
+        change: impl FnOnce(&mut BrokerConfig),
+    ) -> Self {
+        let mut config = config_in(&folder);
+        change(&mut config);
+        let settings = config.validate().unwrap();
+        Self::start_on(folder, settings, Arc::new(Ahead(ahead))).await
+    }
+
     async fn start_as(folder: TempDir, settings: Settings) -> Self {
-        let broker = Broker::start(settings).await.unwrap();
+        Self::start_on(folder, settings, Arc::new(SystemClock)).await
+    }
+
+    async fn start_on(folder: TempDir, settings: Settings, clock: Arc<dyn Clock>) -> Self {
+        let broker = Broker::start_with_clock(settings, clock).await.unwrap();
         let admin = Client::new(broker.listen_address());
         Self {
             broker,
@@ -85,6 +102,14 @@ fn config_in(folder: &TempDir) -> BrokerConfig {
         tail_ring_bytes: 1 << 20,
         shutdown_drain_ms: 0,
         ..BrokerConfig::default()
+    }
+}
+
+struct Ahead(Duration);
+
+impl Clock for Ahead {
+    fn now_ms(&self) -> i64 {
+        SystemClock.now_ms() + i64::try_from(self.0.as_millis()).unwrap()
     }
 }
 
