@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use remoting::protocol::body::{
 use remoting::protocol::message::body_crc;
 use remoting::protocol::{RemotingCommand, json, request_code, response_code};
 use remoting::{Connection, RemotingClient, Resolver};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -34,6 +34,8 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Looking up the names of the name servers.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait of an answer for the registration of the topic that it made.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Asking a name server for the cluster's masters, and a master to create a topic.
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -41,7 +43,8 @@ const SPREAD_TIMEOUT: Duration = Duration::from_secs(3);
 const MASTER_ID: i64 = 0;
 
 enum Command {
-    Topics(Vec<String>),
+    /// These topics changed; the number counts such commands.
+    Topics(Vec<String>, u64),
     Spread(TopicConfig),
     All,
     Stop(oneshot::Sender<()>),
@@ -68,6 +71,10 @@ pub struct State {
     registered: AtomicUsize,
     known: AtomicUsize,
     ever: AtomicBool,
+    /// Topic changes announced to the thread, and those that every registered name server has taken.
+    asked: AtomicU64,
+    settled: AtomicU64,
+    moved: Notify,
     last_error: Mutex<Option<String>>,
 }
 
@@ -118,7 +125,29 @@ impl Registrar {
 
     /// These topics are new or changed: register them now.
     pub fn topics_changed(&self, topics: Vec<String>) {
-        let _ = self.commands.send(Command::Topics(topics));
+        let number = self.state.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        let _ = self.commands.send(Command::Topics(topics, number));
+    }
+
+    /// Whether every registered name server knows every topic change so far.
+    pub fn is_settled(&self) -> bool {
+        self.state.settled.load(Ordering::Acquire) >= self.state.asked.load(Ordering::Acquire)
+    }
+
+    /// Waits until every registered name server knows the topic changes so far, but not for ever: whoever is told "done"
+    /// asks the name servers next.
+    pub async fn settled(&self) {
+        let wanted = self.state.asked.load(Ordering::Acquire);
+        let settled = async {
+            loop {
+                let moved = self.state.moved.notified();
+                if self.state.settled.load(Ordering::Acquire) >= wanted {
+                    return;
+                }
+                moved.await;
+            }
+        };
+        let _ = tokio::time::timeout(SETTLE_TIMEOUT, settled).await;
     }
 
     /// A send created this topic: create it on every other master of the cluster.
@@ -158,6 +187,7 @@ impl Pending {
             resolver: Resolver::from_env(),
             client: RemotingClient::default(),
             calls: JoinSet::new(),
+            changes: 0,
         };
         std::thread::Builder::new()
             .name("registration".to_owned())
@@ -176,6 +206,8 @@ struct Server {
     in_flight: bool,
     /// Something changed while one was on its way.
     again: bool,
+    /// Topic changes that it was told.
+    told: u64,
 }
 
 impl Server {
@@ -186,6 +218,7 @@ impl Server {
             next: now,
             in_flight: false,
             again: false,
+            told: 0,
         }
     }
 
@@ -197,6 +230,7 @@ impl Server {
 /// What became of a registration at one name server: the connection it went over and the order topics, if it told them.
 type Outcome = (
     SocketAddr,
+    u64,
     Result<(Arc<Connection>, Option<KVTable>), String>,
 );
 
@@ -207,6 +241,8 @@ struct Worker {
     resolver: Resolver,
     client: RemotingClient,
     calls: JoinSet<Outcome>,
+    /// Topic changes that this thread knows of.
+    changes: u64,
 }
 
 impl Worker {
@@ -240,7 +276,11 @@ impl Worker {
             match command {
                 None => return,
                 Some(Command::All) => self.all_due(),
-                Some(Command::Topics(topics)) => self.register_topics(&broker, &topics),
+                Some(Command::Topics(topics, number)) => {
+                    self.changes = number;
+                    self.register_topics(&broker, &topics);
+                    self.publish();
+                }
                 Some(Command::Spread(topic)) => {
                     if broker.config().auto_create_topic_on_all_masters {
                         let servers = self.servers.keys().copied().collect();
@@ -312,7 +352,7 @@ impl Worker {
         if !self.servers.values().any(due) {
             return;
         }
-        let full = Registration::new(broker, broker.topics.table().wrapper());
+        let full = Registration::new(broker, broker.topics.table().wrapper(), self.changes);
         let ask_first = !broker.config().force_register;
         for (&address, server) in &mut self.servers {
             if due(server) {
@@ -340,7 +380,7 @@ impl Worker {
         if wrapper.topic_config_table.is_empty() {
             return self.all_due();
         }
-        let some = Registration::new(broker, wrapper);
+        let some = Registration::new(broker, wrapper, self.changes);
         for (&address, server) in &mut self.servers {
             if server.in_flight {
                 server.again = true;
@@ -358,7 +398,7 @@ impl Worker {
     fn note(&mut self, broker: &Broker, outcome: Outcome) {
         let period = u64::try_from(broker.config().register_name_server_period).unwrap_or(0);
         let period = Duration::from_millis(period.clamp(*PERIOD_MS.start(), *PERIOD_MS.end()));
-        let (address, result) = outcome;
+        let (address, told, result) = outcome;
         let Some(server) = self.servers.get_mut(&address) else {
             return;
         };
@@ -370,6 +410,7 @@ impl Worker {
                     tracing::info!(%address, "registered");
                 }
                 server.connection = Some(connection);
+                server.told = told;
                 server.retry = FIRST_RETRY;
                 server.next = if std::mem::take(&mut server.again) {
                     now
@@ -430,6 +471,15 @@ impl Worker {
         if registered == self.servers.len() {
             *self.state.last_error.lock() = None;
         }
+        // With no name server to ask there is nothing to wait for.
+        let told = self
+            .servers
+            .values()
+            .filter(|s| s.is_registered())
+            .map(|s| s.told);
+        let settled = told.min().unwrap_or(self.changes);
+        self.state.settled.store(settled, Ordering::Release);
+        self.state.moved.notify_waiters();
     }
 
     fn note_error(&self, error: String) {
@@ -461,12 +511,14 @@ fn identity(command: RemotingCommand, broker: &Broker) -> RemotingCommand {
 /// One registration, encoded once for all name servers.
 #[derive(Clone)]
 struct Registration {
+    /// Topic changes that it tells of.
+    changes: u64,
     command: RemotingCommand,
     question: RemotingCommand,
 }
 
 impl Registration {
-    fn new(broker: &Broker, mut wrapper: TopicConfigSerializeWrapper) -> Self {
+    fn new(broker: &Broker, mut wrapper: TopicConfigSerializeWrapper, changes: u64) -> Self {
         let config = broker.config();
         let allowed = config.broker_permission;
         if allowed & (perm::READ | perm::WRITE) != perm::READ | perm::WRITE {
@@ -494,7 +546,11 @@ impl Registration {
         .with_ext("enableActingMaster", "false")
         .with_ext("bodyCrc32", crc.to_string())
         .with_body(bytes);
-        Self { command, question }
+        Self {
+            changes,
+            command,
+            question,
+        }
     }
 
     /// `ask_first`: only when the name server has another version of the table.
@@ -507,6 +563,7 @@ impl Registration {
     ) -> Outcome {
         (
             address,
+            self.changes,
             self.try_send(&client, &address.to_string(), timeout, ask_first)
                 .await,
         )

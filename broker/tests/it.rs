@@ -942,3 +942,60 @@ async fn order_topics_follow_the_name_servers_table() {
     broker.shutdown().await;
     names.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_answer_says_is_there_the_name_server_knows() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = name_server(folder.path()).await;
+    let broker = start(config(folder.path(), "b", Some(&names))).await;
+    let client = Client::of(&broker);
+    let asking = RemotingClient::default();
+    let address = names.address().to_string();
+    let found = async |topic: &str| {
+        let route =
+            RemotingCommand::request(request_code::GET_ROUTEINFO_BY_TOPIC).with_ext("topic", topic);
+        asking.invoke(&address, route, CALL).await.unwrap().code
+    };
+    for n in 0..20 {
+        let topic = format!("Sent{n}");
+        assert_eq!(
+            client.send(&topic, "", b"x").await.code,
+            response_code::SUCCESS
+        );
+        assert_eq!(found(&topic).await, response_code::SUCCESS, "{topic}");
+        let topic = format!("Made{n}");
+        let make = RemotingCommand::request(request_code::UPDATE_AND_CREATE_TOPIC)
+            .with_ext("topic", topic.as_str())
+            .with_ext("defaultTopic", "TBW102")
+            .with_ext("readQueueNums", "4")
+            .with_ext("writeQueueNums", "4")
+            .with_ext("perm", "6")
+            .with_ext("topicFilterType", "SINGLE_TAG")
+            .with_ext("topicSysFlag", "0")
+            .with_ext("order", "false");
+        assert_eq!(client.call(make).await.code, response_code::SUCCESS);
+        assert_eq!(found(&topic).await, response_code::SUCCESS, "{topic}");
+        let group = format!("group{n}");
+        let heartbeat = HeartbeatData {
+            client_id: "c1".to_owned(),
+            consumer_data_set: vec![ConsumerData {
+                group_name: group.clone(),
+                ..ConsumerData::default()
+            }]
+            .into_iter()
+            .collect(),
+            ..HeartbeatData::default()
+        };
+        let beat = client
+            .call(RemotingCommand::request(request_code::HEART_BEAT).json_body(&heartbeat))
+            .await;
+        assert_eq!(beat.code, response_code::SUCCESS);
+        assert_eq!(
+            found(&format!("%RETRY%{group}")).await,
+            response_code::SUCCESS,
+            "{group}"
+        );
+    }
+    broker.shutdown().await;
+    names.shutdown().await;
+}

@@ -235,6 +235,15 @@ fn handler(request: i32) -> Option<Handler> {
     })
 }
 
+/// Requests whose answer says that a topic is there: it is given when the name servers know of it, as upstream does. A
+/// consumer asks for the route of its retry topic right after its heartbeat.
+fn makes_topics(request: i32) -> bool {
+    matches!(
+        request,
+        code::HEART_BEAT | code::UPDATE_AND_CREATE_TOPIC | code::UPDATE_AND_CREATE_TOPIC_LIST
+    )
+}
+
 fn dispatch(
     broker: &Arc<Broker>,
     connection: &Arc<Connection>,
@@ -248,12 +257,20 @@ fn dispatch(
     }
     // An answer to a oneway request is dropped by whoever sends it (`RemotingCommand::reply_to`).
     let here = |answer: Answer, out: &mut BytesMut| {
-        if !request.header.is_oneway() {
-            answer
-                .unwrap_or_else(RemotingCommand::from)
-                .reply_to(request)
-                .encode(out);
+        if request.header.is_oneway() {
+            return;
         }
+        let reply = answer
+            .unwrap_or_else(RemotingCommand::from)
+            .reply_to(request);
+        if !makes_topics(request.header.code) || broker.registrar.is_settled() {
+            return reply.encode(out);
+        }
+        let (broker, connection) = (Arc::clone(broker), Arc::clone(connection));
+        tokio::spawn(async move {
+            broker.registrar.settled().await;
+            connection.send(&reply);
+        });
     };
     match handler(request.header.code) {
         None => here(Ok(RemotingCommand::not_supported(request.header.code)), out),

@@ -267,9 +267,9 @@ enum Destination<'a> {
 }
 
 impl std::ops::Deref for Destination<'_> {
-    type Target = Topic;
+    type Target = Arc<Topic>;
 
-    fn deref(&self) -> &Topic {
+    fn deref(&self) -> &Arc<Topic> {
         match self {
             Self::Known(topic) => topic,
             Self::Made(topic) => topic,
@@ -325,7 +325,7 @@ impl Call<'_> {
         &self,
         local: &mut Local,
         header: &SendHeader<'_>,
-        topic: &Topic,
+        topic: &Arc<Topic>,
         queue_id: i32,
     ) -> Result<(), Refusal> {
         let Local { properties, .. } = local;
@@ -338,7 +338,7 @@ impl Call<'_> {
         let (topic, queue_id, dead) = match self.dead_letter(header)? {
             Some(found) => {
                 dead_letters = found;
-                (&*dead_letters, 0, true)
+                (&dead_letters, 0, true)
             }
             None => (topic, queue_id, false),
         };
@@ -392,7 +392,7 @@ impl Call<'_> {
         let (stored_under, stored_queue, tags_code) = if delay_level > 0 {
             scheduled = schedule_topic(self.broker).map_err(|e| self.put_refusal(&e))?;
             (
-                &*scheduled,
+                &scheduled,
                 delay_level - 1,
                 TagsCode::DelayMs(self.broker.delay_ms(delay_level)),
             )
@@ -424,7 +424,7 @@ impl Call<'_> {
         &self,
         local: &mut Local,
         header: &SendHeader<'_>,
-        topic: &Topic,
+        topic: &Arc<Topic>,
         queue_id: i32,
     ) -> Result<(), Refusal> {
         let illegal = |why: String| Refusal::new(response_code::MESSAGE_ILLEGAL, why);
@@ -542,7 +542,7 @@ impl Call<'_> {
     fn appended(
         &self,
         local: &mut Local,
-        topic: &Topic,
+        topic: &Arc<Topic>,
         queue_id: i32,
         no_wait: bool,
         appended: Appended,
@@ -571,6 +571,7 @@ impl Call<'_> {
             } else {
                 Level::Confirmed
             },
+            unannounced: (!topic.is_announced()).then(|| Arc::clone(topic)),
             answer: SendAnswer {
                 opaque: self.request.header.opaque,
                 serialize_type: self.request.serialize_type,
@@ -726,10 +727,11 @@ fn plain_text(properties: &[u8]) -> Result<&str, Refusal> {
 }
 
 /// An answer that [`finish`] gives.
-#[derive(Debug)]
 pub(super) struct Pending {
     level: Level,
     answer: SendAnswer,
+    /// The topic, while the name servers do not know it.
+    unannounced: Option<Arc<Topic>>,
 }
 
 /// After the last request of a socket read: one write for all of them, then the answers that need no more waiting.
@@ -751,7 +753,13 @@ pub(super) fn finish(
     let marks = broker.store.watermarks();
     let now = Instant::now();
     let mut queued = false;
-    for Pending { level, answer } in pending.drain(..) {
+    for one in pending.drain(..) {
+        if let Some(topic) = one.unannounced {
+            answer_when_announced(broker, connection, one.level, one.answer, topic);
+            queued = true;
+            continue;
+        }
+        let Pending { level, answer, .. } = one;
         let ready = if level.reached(&marks) >= answer.end {
             Some(answer)
         } else {
@@ -776,4 +784,31 @@ pub(super) fn finish(
     if queued && let Some(reason) = broker.store.poisoned() {
         broker.acks.fail_all(&reason);
     }
+}
+
+/// Upstream registers a topic before it answers the send that made it; so do we, without holding up the connection.
+fn answer_when_announced(
+    broker: &Arc<Broker>,
+    connection: &Arc<Connection>,
+    level: Level,
+    answer: SendAnswer,
+    topic: Arc<Topic>,
+) {
+    let (broker, connection) = (Arc::clone(broker), Arc::clone(connection));
+    tokio::spawn(async move {
+        broker.registrar.settled().await;
+        topic.set_announced();
+        let reached = || level.reached(&broker.store.watermarks());
+        if let Some(answer) = broker.acks.wait(level, &connection, answer, reached) {
+            let mut out = BytesMut::new();
+            let ids = &mut String::new();
+            broker
+                .acks
+                .writer()
+                .write(&mut out, &answer, answer.code, None, ids);
+            connection.send_encoded(&out);
+        } else if let Some(reason) = broker.store.poisoned() {
+            broker.acks.fail_all(&reason);
+        }
+    });
 }

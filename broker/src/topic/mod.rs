@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -96,6 +97,9 @@ pub struct Topic {
     pub config: TopicConfig,
     /// Whether clients may send to it at all.
     pub may_be_sent_to: bool,
+    /// Whether the name servers know it. Until then the answers of its sends wait a moment, so that whoever sends and then
+    /// looks for the topic finds it.
+    announced: AtomicBool,
     queues: Box<[OnceLock<Arc<ConsumeQueue>>]>,
     stats: OnceLock<TopicStats>,
     group_stats: RwLock<HashMap<Box<str>, GroupStats>>,
@@ -113,11 +117,22 @@ impl Topic {
         };
         Self {
             may_be_sent_to: may_be_sent_to(&config.topic_name),
+            announced: AtomicBool::new(before.is_some_and(Self::is_announced)),
             config,
             queues: (0..count).map(kept).collect(),
             stats: OnceLock::new(),
             group_stats: RwLock::default(),
         }
+    }
+
+    /// Whether the name servers know it.
+    pub fn is_announced(&self) -> bool {
+        self.announced.load(Ordering::Relaxed)
+    }
+
+    /// The name servers know it, or took too long to be waited for again.
+    pub fn set_announced(&self) {
+        self.announced.store(true, Ordering::Relaxed);
     }
 
     /// The topic's name.
@@ -259,6 +274,8 @@ impl TopicConfigManager {
                 );
             }
         }
+        // The first registration tells of all of them, before any client can find this broker.
+        topics.values().for_each(|t| t.set_announced());
         let mut version = stored.data_version;
         version.next_version(clock.now_ms());
         Ok(Self {
