@@ -3,13 +3,15 @@
 //!
 //! `local` runs a RocketCluster on this computer, `admin` asks servers, `message` sends and consumes, `bench` measures.
 
+#[macro_use]
+mod output;
+
 mod admin;
 #[cfg(target_os = "linux")] // epoll and /proc
 mod bench;
 mod cli;
 mod local;
 mod message;
-mod output;
 mod servers;
 
 pub use cli::main;

@@ -155,7 +155,7 @@ pub(crate) async fn send(name_servers: &str, args: &SendArgs) -> Result<()> {
         }
     }
     if args.quiet {
-        println!("{}", sender.sent);
+        say!("{}", sender.sent);
     }
     Ok(())
 }
@@ -255,9 +255,11 @@ impl Sender<'_> {
                     "brokerName": queue.broker_name, "queueId": stored.queue_id, "queueOffset": stored.queue_offset,
                 });
                 let line = || {
-                    println!(
+                    say!(
                         "{status}  {unique}  {}  queue {}  offset {}",
-                        queue.broker_name, stored.queue_id, stored.queue_offset
+                        queue.broker_name,
+                        stored.queue_id,
+                        stored.queue_offset
                     )
                 };
                 args.output.show(&value, line)?;
@@ -504,9 +506,9 @@ fn show(message: &Message, format: Format) -> Result<()> {
     });
     match format {
         // A line a message, so that programs can read on.
-        Format::Json => println!("{value}"),
+        Format::Json => say!("{value}"),
         Format::Yaml => {
-            println!("---");
+            say!("---");
             format.print(&value)?;
         }
         Format::Table => {
@@ -515,7 +517,7 @@ fn show(message: &Message, format: Format) -> Result<()> {
                 .get(property::TAGS)
                 .map(|t| format!("[{t}] "))
                 .unwrap_or_default();
-            println!(
+            say!(
                 "{}  queue {} offset {}  {tag}{}",
                 time(message.store_timestamp),
                 message.queue_id,

@@ -1,10 +1,31 @@
 //! How results are shown: tables for people, JSON and YAML for programs. Colours only on a terminal, and never with `NO_COLOR`.
 
-use std::io::IsTerminal as _;
+use std::fmt;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::Serialize;
+
+/// `println!` for results: whoever reads them may stop early, as `head` does, and that is no failure.
+macro_rules! say {
+    () => { $crate::output::write_out(format_args!("\n")) };
+    ($($arg:tt)*) => { $crate::output::write_out(format_args!("{}\n", format_args!($($arg)*))) };
+}
+
+/// `println!` of a process that lives on when nobody reads what it says.
+macro_rules! tell {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($arg)*);
+    }};
+}
+
+pub(crate) fn write_out(text: fmt::Arguments<'_>) {
+    if let Err(e) = std::io::stdout().write_fmt(text) {
+        std::process::exit(i32::from(e.kind() != std::io::ErrorKind::BrokenPipe));
+    }
+}
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -18,8 +39,8 @@ impl Format {
     /// The machine-readable forms; a table is the caller's.
     pub(crate) fn print(self, value: &impl Serialize) -> anyhow::Result<()> {
         match self {
-            Format::Yaml => print!("{}", serde_saphyr::to_string(value)?),
-            Format::Json | Format::Table => println!("{}", serde_json::to_string_pretty(value)?),
+            Format::Yaml => write_out(format_args!("{}", serde_saphyr::to_string(value)?)),
+            Format::Json | Format::Table => say!("{}", serde_json::to_string_pretty(value)?),
         }
         Ok(())
     }
@@ -74,7 +95,7 @@ impl Table {
     }
 
     pub(crate) fn print(&self) {
-        print!("{}", self.text());
+        write_out(format_args!("{}", self.text()));
     }
 }
 

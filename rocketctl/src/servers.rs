@@ -116,7 +116,7 @@ fn shutdown(args: &[OsString]) -> Result<()> {
         }
         // Somebody else's process is not ours to stop.
         if kill_process(pid, Signal::TERM).is_ok() {
-            println!(
+            say!(
                 "Send shutdown request to {wanted}({}) OK",
                 pid.as_raw_nonzero()
             );

@@ -406,6 +406,24 @@ fn mistakes_are_one_clear_line() {
 }
 
 #[test]
+fn whoever_reads_the_output_may_stop_early() {
+    let f = Fixture::new();
+    let mut child = f
+        .command(&["status"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
 fn it_is_the_servers_by_its_first_argument_or_its_name() {
     let f = Fixture::new();
     assert!(f.ok(&["mqnamesrv", "-p"]).contains("listenPort=9876"));

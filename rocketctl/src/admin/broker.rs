@@ -98,7 +98,7 @@ pub(crate) async fn run(global: &Global, command: BrokerCommand) -> Result<()> {
                     .collect::<Result<BTreeMap<_, _>>>()?;
                 for address in addresses {
                     let remark = admin.update_broker_config(&address, &changes).await?;
-                    println!(
+                    say!(
                         "update broker config success, {address}{}",
                         remark.map(|r| format!(" ({r})")).unwrap_or_default()
                     );
@@ -126,12 +126,12 @@ fn change(text: &str) -> Result<(String, String)> {
 
 fn show(all: &BTreeMap<String, BTreeMap<String, String>>, only: Option<&str>) {
     for (address, values) in all {
-        println!("============{address}============");
+        say!("============{address}============");
         for (key, value) in values
             .iter()
             .filter(|(k, _)| only.is_none_or(|o| k.to_lowercase().contains(&o.to_lowercase())))
         {
-            println!("{key:<40} = {value}");
+            say!("{key:<40} = {value}");
         }
     }
 }

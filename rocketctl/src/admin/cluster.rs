@@ -51,10 +51,8 @@ pub(crate) fn print_list(name_servers: &str) -> Result<()> {
         let listed = scope
             .spawn(|| block_on(async { Ok(table(&brokers(&admin(name_servers)).await?).text()) }))
             .join();
-        print!(
-            "{}",
-            listed.map_err(|_| anyhow::anyhow!("a thread panicked"))??
-        );
+        let text = listed.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        tell!("{}", text.trim_end());
         Ok(())
     })
 }

@@ -108,7 +108,7 @@ async fn one(admin: &Admin, group: &str, args: &ProgressArgs) -> Result<()> {
             ]);
         }
         table.print();
-        println!(
+        say!(
             "\nConsume TPS: {:.2}\nConsume Diff Total: {}",
             stats.consume_tps,
             behind(&stats)

@@ -150,6 +150,6 @@ fn print(m: &Message) {
         ("Message Body:", shown_body(m, usize::MAX)),
     ];
     for (name, value) in rows {
-        println!("{name:<20} {value}");
+        say!("{name:<20} {value}");
     }
 }

@@ -100,7 +100,7 @@ pub(crate) async fn run(name_servers: &str, command: TopicCommand) -> Result<()>
             };
             for address in &masters {
                 admin.create_topic(address, &config).await?;
-                println!("create topic to {address} success.");
+                say!("create topic to {address} success.");
             }
             Ok(())
         }
@@ -121,7 +121,7 @@ pub(crate) async fn run(name_servers: &str, command: TopicCommand) -> Result<()>
                 .filter(|t| args.all || !made_by_brokers(t))
                 .collect();
             args.output
-                .show(&topics, || topics.iter().for_each(|t| println!("{t}")))
+                .show(&topics, || topics.iter().for_each(|t| say!("{t}")))
         }
         TopicCommand::Route(args) => {
             let route = route(&admin, &args.topic).await?;
@@ -171,7 +171,7 @@ pub(crate) async fn run(name_servers: &str, command: TopicCommand) -> Result<()>
             admin
                 .delete_topic_in_name_servers(&args.topic, args.cluster.as_deref())
                 .await?;
-            println!("delete topic [{}] success.", args.topic);
+            say!("delete topic [{}] success.", args.topic);
             Ok(())
         }
     }

@@ -109,7 +109,7 @@ pub(crate) fn up(root: &DataRoot, args: &UpArgs) -> Result<()> {
         .context("cannot start threads")?;
     runtime.block_on(supervisor.run(manifest, plan, |state| progress.show(state)))?;
     if !args.supervise {
-        println!(
+        say!(
             "{} is stopped; its data stays in {}",
             folder.title(),
             folder.path.display()
@@ -128,13 +128,13 @@ fn update(folder: &ClusterFolder, args: &UpArgs, text: &str, same: bool) -> Resu
         bail!("{title} is just stopping; try again");
     }
     if same {
-        println!(
+        say!(
             "{title} is running already and {} asks for no change (`rocketctl status`)",
             args.file.display()
         );
         return Ok(());
     }
-    println!("{title} is running already; the changes are applied to it");
+    say!("{title} is running already; the changes are applied to it");
     folder.replace("cluster.yaml", text.as_bytes())?;
     signal(state.supervisor, Signal::USR1).with_context(|| {
         format!(
@@ -282,9 +282,9 @@ pub(crate) fn down(root: &DataRoot, args: &DownArgs) -> Result<()> {
         };
         std::fs::remove_dir_all(&folder.path)
             .with_context(|| format!("cannot delete {}", folder.path.display()))?;
-        println!("{title} is stopped and its data deleted");
+        say!("{title} is stopped and its data deleted");
     } else {
-        println!(
+        say!(
             "{title} is stopped; its data stays in {}",
             folder.path.display()
         );
@@ -313,12 +313,12 @@ pub(crate) fn status(root: &DataRoot, args: &StatusArgs) -> Result<()> {
         .collect();
     args.output.show(&json, || {
         if states.is_empty() {
-            println!("no local cluster; start one with `rocketctl up -f FILE`");
+            say!("no local cluster; start one with `rocketctl up -f FILE`");
         }
         for (folder, alive, state) in &states {
             match state.as_ref().filter(|_| *alive) {
                 Some(state) => show_status(folder, state),
-                None => println!(
+                None => say!(
                     "{}: stopped, data in {}",
                     folder.title(),
                     folder.path.display()
@@ -329,7 +329,7 @@ pub(crate) fn status(root: &DataRoot, args: &StatusArgs) -> Result<()> {
 }
 
 fn show_status(folder: &ClusterFolder, state: &State) {
-    println!(
+    say!(
         "{}: {} ({}/{} ready), name server {}, data in {}",
         folder.title(),
         format!("{:?}", state.phase).to_lowercase(),
@@ -422,7 +422,7 @@ impl Progress {
         for pod in &state.pods {
             let seen = self.seen.entry(pod.name.clone()).or_default();
             let line = |mark: &str, text: &str| {
-                println!("  {mark} {:<width$}  {:<21}  {text}", pod.name, pod.address)
+                tell!("  {mark} {:<width$}  {:<21}  {text}", pod.name, pod.address)
             };
             let again = seen.revision != pod.revision || seen.restarts != pod.restarts;
             if pod.phase == PodPhase::Ready && (seen.phase != Some(PodPhase::Ready) || again) {
@@ -471,7 +471,7 @@ impl Progress {
     }
 
     fn sum_up(&self, state: &State) {
-        println!(
+        tell!(
             "{} is ready after {}\n",
             state.name,
             human(self.started.elapsed())
@@ -480,26 +480,26 @@ impl Progress {
         if let Err(e) = cluster::print_list(&list) {
             eprintln!("the cluster cannot be listed: {e:#}");
         }
-        println!("\nClients");
-        println!("  Java     producer.setNamesrvAddr(\"{list}\");");
+        tell!("\nClients");
+        tell!("  Java     producer.setNamesrvAddr(\"{list}\");");
         let quoted: Vec<String> = state
             .name_servers
             .iter()
             .map(|a| format!("\"{a}\""))
             .collect();
-        println!(
+        tell!(
             "  Go       producer.WithNsResolver(primitive.NewPassthroughResolver([]string{{{}}}))",
             quoted.join(", ")
         );
-        println!("  mqadmin  mqadmin clusterList -n '{list}'");
-        println!(
+        tell!("  mqadmin  mqadmin clusterList -n '{list}'");
+        tell!(
             "  here     rocketctl send --topic hello --body world && rocketctl consume --topic hello --from-first --count 1"
         );
-        println!("\nData and logs in {}", state.data.display());
+        tell!("\nData and logs in {}", state.data.display());
         if self.detached {
-            println!("`rocketctl down` stops it; the data stays");
+            tell!("`rocketctl down` stops it; the data stays");
         } else {
-            println!("Ctrl-C stops it; the data stays");
+            tell!("Ctrl-C stops it; the data stays");
         }
     }
 }
@@ -588,7 +588,7 @@ fn tail(file: &mut File, lines: usize) -> Result<String> {
 
 fn print_lines(prefix: &str, text: &str) {
     for line in text.lines() {
-        println!("{prefix}{line}");
+        say!("{prefix}{line}");
     }
 }
 
