@@ -4,9 +4,11 @@
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server refused or did not answer.
-    #[error("cannot {action}: {source}")]
+    #[error("cannot {action}: {reason}")]
     Api {
         action: String,
+        /// What the API server said, or what kept the call from it.
+        reason: String,
         #[source]
         source: Box<kube::Error>,
     },
@@ -36,6 +38,10 @@ impl<T> During<T> for Result<T, kube::Error> {
     fn during(self, action: impl FnOnce() -> String) -> Result<T, Error> {
         self.map_err(|source| Error::Api {
             action: action(),
+            reason: match &source {
+                kube::Error::Api(status) => status.message.clone(),
+                other => other.to_string(),
+            },
             source: Box::new(source),
         })
     }
@@ -49,4 +55,9 @@ pub(crate) fn is_not_found(error: &kube::Error) -> bool {
 /// Whether the API server said that the object is not what the call assumed.
 pub(crate) fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+/// Whether the API server said that the object would not be valid.
+pub(crate) fn is_invalid(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 422)
 }

@@ -37,9 +37,6 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [rocketcluster.io]
   resources: [rocketclusters/status]
   verbs: [get, patch]
-- apiGroups: [rocketcluster.io]
-  resources: [rocketclusters/finalizers]   # owner references that block deletion
-  verbs: [update]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]

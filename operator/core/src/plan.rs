@@ -219,7 +219,7 @@ fn keep_claims(objects: &mut Objects, observed: &Observed, refusals: &mut Vec<Re
         {
             refusals.push(Refusal {
                 reason: "VolumeChangeNotServed",
-                message: format!("the volumes of {name} have {there} and {asked} are asked for: volumes cannot be grown by this version yet; set the size back to {there}"),
+                message: format!("the volumes of {name} have {there} and {asked} are asked for: they stay as they are, because volumes cannot be changed by this version yet"),
             });
         }
         spec.volume_claim_templates = Some(

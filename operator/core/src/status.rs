@@ -220,19 +220,21 @@ pub fn refused(
     }
 }
 
-/// The status after a step failed on the way: all that was known, and what failed.
+/// A status in which `Degraded` says what failed on the way.
 pub fn failed(
+    known: RocketClusterStatus,
     generation: Option<i64>,
     reason: &str,
     message: &str,
     previous: Option<&RocketClusterStatus>,
     now: &Time,
 ) -> RocketClusterStatus {
-    let mut status = previous.cloned().unwrap_or_default();
+    let mut status = known;
     let says = vec![Says::new(DEGRADED, true, reason, message)];
-    let degraded = conditions(says, generation, previous, now);
     status.conditions.retain(|c| c.type_ != DEGRADED);
-    status.conditions.extend(degraded);
+    status
+        .conditions
+        .extend(conditions(says, generation, previous, now));
     status
 }
 

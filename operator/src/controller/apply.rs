@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use super::dereference::{Children, Seen};
 use super::{reference, warn};
 use crate::context::{Context, FIELD_MANAGER, ObjectKey};
-use crate::error::{During, Error, is_conflict, is_not_found};
+use crate::error::{During, Error, is_conflict, is_invalid, is_not_found};
 
 /// Applies everything, and returns the names of the StatefulSets that changed by it. Pods come last, with all that they need: their account, their
 /// configuration, and the Services whose names they resolve.
@@ -78,14 +78,20 @@ where
         if live.is_none() {
             refuse_foreign(&api, cluster, &name).await?;
         }
-        let applied = api
-            .patch(
-                &name,
-                &PatchParams::apply(FIELD_MANAGER).force(),
-                &Patch::Apply(object),
-            )
-            .await
-            .during(|| format!("apply {} {name}", K::NAME))?;
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let applied = match api.patch(&name, &params, &Patch::Apply(object)).await {
+            // Lists are merged by a key: a port whose number somebody changed stays beside ours, under the same name. A merge patch replaces them.
+            Err(error) if is_invalid(&error) && live.is_some() => {
+                tracing::info!(namespace = cluster.namespace(), kind = K::NAME, name, %error, "replacing what was changed by hand");
+                let spec = serde_json::to_value(object).unwrap_or_default()["spec"].take();
+                let patch = serde_json::json!({"spec": spec});
+                // Should this fail, so does the next call, which tells.
+                let _ = api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await;
+                api.patch(&name, &params, &Patch::Apply(object)).await
+            }
+            other => other,
+        }
+        .during(|| format!("apply {} {name}", K::NAME))?;
         let version = applied.resource_version();
         if version.as_deref() != live_version {
             tracing::info!(

@@ -23,7 +23,7 @@ use kube::runtime::watcher;
 use kube::{Api, Resource, ResourceExt};
 use operator_core::api::RocketCluster;
 use operator_core::build::{LABEL_CLUSTER, LABEL_MANAGED_BY, MANAGED_BY};
-use operator_core::plan::{Plan, plan};
+use operator_core::plan::{Observed, Plan, plan};
 use operator_core::validate::validate;
 use tokio_util::sync::CancellationToken;
 
@@ -165,13 +165,13 @@ async fn steps(object: &Guarded, context: &Context) -> Result<Action, Error> {
 
     let seen = match dereference::dereference(context, &validated).await {
         Ok(seen) => seen,
-        Err(error) => return failed(context, cluster, error).await,
+        Err(error) => return failed(context, cluster, None, error).await,
     };
     let plan = plan(&validated, &seen.observed);
     if !plan.cluster.paused
         && let Err(error) = carry_out(context, cluster, &plan, &seen).await
     {
-        return failed(context, cluster, error).await;
+        return failed(context, cluster, Some((&plan, &seen.observed)), error).await;
     }
     let written = status::of(context, cluster, &plan, &seen.observed).await?;
     Ok(Action::requeue(next_look(&plan, written.as_ref())))
@@ -196,8 +196,13 @@ async fn carry_out(
 }
 
 /// The error is told in the status before it is returned, where that is possible.
-async fn failed(context: &Context, cluster: &RocketCluster, error: Error) -> Result<Action, Error> {
-    if let Err(second) = status::failed(context, cluster, &error).await {
+async fn failed(
+    context: &Context,
+    cluster: &RocketCluster,
+    seen: Option<(&Plan, &Observed)>,
+    error: Error,
+) -> Result<Action, Error> {
+    if let Err(second) = status::failed(context, cluster, seen, &error).await {
         tracing::debug!(%second, "status not written");
     }
     Err(error)

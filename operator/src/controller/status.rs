@@ -53,21 +53,29 @@ pub(super) async fn invalid(
     write(context, cluster, cluster.status.as_ref(), &status).await
 }
 
-/// A step failed.
+/// A step failed; with a plan, all else is told as it is.
 pub(super) async fn failed(
     context: &Context,
     cluster: &RocketCluster,
+    seen: Option<(&Plan, &Observed)>,
     error: &Error,
 ) -> Result<(), Error> {
+    let (before, now) = (cluster.status.as_ref(), now());
+    let known = match seen {
+        Some((plan, observed)) => status::status(plan, observed, before, &now),
+        None => before.cloned().unwrap_or_default(),
+    };
+    let generation = cluster.metadata.generation;
     let status = status::failed(
-        cluster.metadata.generation,
+        known,
+        generation,
         error.reason(),
         &error.to_string(),
-        cluster.status.as_ref(),
-        &now(),
+        before,
+        &now,
     );
-    tell_turns(context, cluster, cluster.status.as_ref(), &status).await;
-    write(context, cluster, cluster.status.as_ref(), &status).await
+    tell_turns(context, cluster, before, &status).await;
+    write(context, cluster, before, &status).await
 }
 
 /// The object cannot even be read as a RocketCluster: an older or damaged definition let it in. Its own status cannot be read either.

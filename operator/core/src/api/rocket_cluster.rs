@@ -250,12 +250,13 @@ fn default_name_prefix() -> String {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[x_kube(
     validation = Rule::new("quantity(self.size).compareTo(quantity(oldSelf.size)) >= 0").field_path(".size").message("a volume cannot shrink"),
+    validation = Rule::new("quantity(self.size).compareTo(quantity(oldSelf.size)) <= 0").field_path(".size").message("volumes cannot be grown by this version yet"),
     validation = Rule::new("has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName)")
         .message("storageClassName cannot be changed: the volumes are there already"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct StorageSpec {
-    /// Size, as Kubernetes writes it (20Gi). May grow, never shrink.
+    /// Size, as Kubernetes writes it (20Gi). Cannot shrink, and growing is not served yet.
     #[schemars(
         length(min = 1, max = 24),
         regex(pattern = r"^[0-9]{1,15}(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|Pi|Ei|k|M|G|T|P|E)?$")

@@ -161,7 +161,14 @@ fn a_spec_that_cannot_be_used_keeps_what_was_known() {
     assert_eq!(after.brokers, before.brokers);
     assert_eq!(condition(&after, READY).reason, "InvalidSpec");
     assert_eq!(condition(&after, DEGRADED).message, "spec.mode: no");
-    let failed = failed(Some(3), "ApplyFailed", "boom", Some(&before), &at(1));
+    let failed = failed(
+        before.clone(),
+        Some(3),
+        "ApplyFailed",
+        "boom",
+        Some(&before),
+        &at(1),
+    );
     assert_eq!(condition(&failed, READY).status, "True");
     assert_eq!(condition(&failed, DEGRADED).message, "boom");
     assert_eq!(failed.conditions.len(), 3);

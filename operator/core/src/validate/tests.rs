@@ -209,6 +209,11 @@ fn changes_that_are_refused() {
             "cannot shrink",
         ),
         (
+            json!({"mode": "single-master", "broker": {"storage": {"size": "2Gi"}}}),
+            json!({"mode": "single-master", "broker": {"storage": {"size": "3Gi"}}}),
+            "volumes cannot be grown by this version yet",
+        ),
+        (
             json!({"mode": "single-master", "nameServer": {"storage": {"size": "2Gi"}}}),
             json!({"mode": "single-master"}),
             "cannot shrink",
