@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use remoting::properties::{self, Properties};
 
 /// Upstream's thread-pool and socket-buffer keys: read without a warning because shipped files hold them, but nothing here is sized by them.
-const WITHOUT_EFFECT: &[&str] = &[
+pub const WITHOUT_EFFECT: &[&str] = &[
     "clientRequestThreadPoolNums",
     "clientRequestThreadPoolQueueCapacity",
     "defaultThreadPoolNums",

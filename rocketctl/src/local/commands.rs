@@ -86,6 +86,11 @@ pub(crate) fn up(root: &DataRoot, args: &UpArgs) -> Result<()> {
     };
     // The rules about changes hold for a stopped cluster as well: its data is still there.
     let manifest = manifest::check(&args.file, &text, old.as_ref())?;
+    if !args.supervise {
+        for warning in &manifest.warnings {
+            eprintln!("warning: {}: {warning}", args.file.display());
+        }
+    }
     std::fs::create_dir_all(&folder.path)
         .with_context(|| format!("cannot make the folder {}", folder.path.display()))?;
 

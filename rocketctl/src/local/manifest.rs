@@ -18,6 +18,8 @@ pub(crate) struct Manifest {
     pub(crate) value: Value,
     pub(crate) cluster: ValidatedCluster,
     pub(crate) objects: Objects,
+    /// Keys that the servers do not know.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Text of a file, and its problems with the file's name in front.
@@ -105,12 +107,73 @@ pub(crate) fn parse(text: &str, old: Option<&Value>) -> Result<Manifest, Vec<Str
             .map(ToString::to_string)
             .collect::<Vec<_>>()
     })?;
+    let mut warnings = Vec::new();
+    check_broker_config(&cluster, &mut warnings).map_err(one)?;
+    check_name_server_config(&cluster, &mut warnings).map_err(one)?;
     let objects = operator_core::build::build(&cluster);
     Ok(Manifest {
         value,
         cluster,
         objects,
+        warnings,
     })
+}
+
+/// The broker is part of this program, so what it would refuse at its start is refused here, before anything runs.
+fn check_broker_config(
+    cluster: &ValidatedCluster,
+    warnings: &mut Vec<String>,
+) -> Result<(), String> {
+    use broker::config::{Applied, BrokerConfig, Error, KEYS, Source};
+    const PATH: &str = "spec.broker.config";
+    let mut config = BrokerConfig::default();
+    let source = || Source::Flag(PATH);
+    for (key, value) in &cluster.broker.config {
+        match config.set(source(), key, value) {
+            Ok(Applied::Unknown) => {
+                warnings.push(unknown_key(PATH, key, KEYS.iter().map(|k| k.name)))
+            }
+            Ok(_) => {}
+            Err(Error::Value { expected, .. }) => {
+                return Err(format!("{PATH}.{key}: expected {expected}, found {value}"));
+            }
+            Err(e) => return Err(format!("{PATH}: {e}")),
+        }
+    }
+    // An address, so that no name is looked up.
+    let checked = config
+        .set(source(), "brokerIP1", "127.0.0.1")
+        .and_then(|_| config.validate());
+    checked.map(drop).map_err(|e| format!("{PATH}: {e}"))
+}
+
+fn check_name_server_config(
+    cluster: &ValidatedCluster,
+    warnings: &mut Vec<String>,
+) -> Result<(), String> {
+    const PATH: &str = "spec.nameServer.config";
+    let mut config = namesrv::NamesrvConfig::default();
+    for (key, value) in &cluster.name_server.config {
+        match config.set(key, value) {
+            Ok(true) => {}
+            Ok(false) if namesrv::config::WITHOUT_EFFECT.contains(&key.as_str()) => {}
+            Ok(false) => warnings.push(unknown_key(
+                PATH,
+                key,
+                namesrv::NamesrvConfig::KEYS.iter().copied(),
+            )),
+            Err(e) => return Err(format!("{PATH}.{e}")),
+        }
+    }
+    Ok(())
+}
+
+fn unknown_key<'a>(path: &str, key: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let near = remoting::properties::nearest(key, known);
+    let hint = near
+        .map(|n| format!("; did you mean {n}?"))
+        .unwrap_or_default();
+    format!("{path}: unknown key {key} is ignored{hint}")
 }
 
 fn schema() -> Option<Value> {
@@ -321,6 +384,32 @@ mod tests {
             "{mode: single-master, broker: {config: {brokerName: x}}}",
         ));
         assert!(owned.contains("spec.broker.config.brokerName"), "{owned}");
+    }
+
+    #[test]
+    fn the_servers_own_checks_come_first_too() {
+        let wrong = problem(&cluster(
+            "{mode: single-master, broker: {config: {flushDiskType: SYNC_FLSH}}}",
+        ));
+        assert!(wrong.starts_with("spec.broker.config.flushDiskType: expected ASYNC_FLUSH or SYNC_FLUSH, found SYNC_FLSH"), "{wrong}");
+        let wrong = problem(&cluster(
+            "{mode: single-master, nameServer: {config: {orderMessageEnable: perhaps}}}",
+        ));
+        assert_eq!(
+            wrong,
+            "spec.nameServer.config.orderMessageEnable: expected true or false, found `perhaps`"
+        );
+        let odd = parse(
+            &cluster("{mode: single-master, broker: {config: {fileReservedTme: 3}}}"),
+            None,
+        )
+        .unwrap();
+        assert_eq!(
+            odd.warnings,
+            vec![
+                "spec.broker.config: unknown key fileReservedTme is ignored; did you mean fileReservedTime?"
+            ]
+        );
     }
 
     #[test]
