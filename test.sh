@@ -42,7 +42,7 @@ for stage in "${stages[@]}"; do
       step "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
       step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet ;;
     unit)
-      step "unit and integration" cargo test --workspace --locked ;;
+      step "unit and integration" cargo test --workspace --locked --no-fail-fast ;;
     clients)
       if m=$(missing java mvn go); then skip "clients" "no $m on this machine"
       elif [ "$(uname -s)" != Linux ]; then skip "clients" "needs Linux (127.0.0.0/8 on loopback)"
