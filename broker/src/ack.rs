@@ -13,7 +13,7 @@ use std::time::Instant;
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use remoting::Connection;
-use remoting::protocol::hot::{SendResponse, encode_send_response};
+use remoting::protocol::hot::{SendResponse, SendResponseTemplate, encode_send_response};
 use remoting::protocol::{SerializeType, response_code};
 use store::Watermarks;
 
@@ -76,6 +76,7 @@ pub struct AnswerWriter {
     host: String,
     region: String,
     trace_on: bool,
+    usual: SendResponseTemplate,
 }
 
 impl AnswerWriter {
@@ -93,6 +94,7 @@ impl AnswerWriter {
         }
         hex(&u32::from(store_host.port()).to_be_bytes());
         Self {
+            usual: SendResponseTemplate::new(&host, region, trace_on),
             host,
             region: region.to_owned(),
             trace_on,
@@ -116,6 +118,22 @@ impl AnswerWriter {
         remark: Option<&str>,
         ids: &mut String,
     ) {
+        let usual = code == response_code::SUCCESS
+            && answer.serialize_type == SerializeType::Json
+            && answer.more.is_none()
+            && remark.is_none();
+        if usual {
+            let SendAnswer {
+                opaque,
+                phy_offset,
+                queue_id,
+                queue_offset,
+                ..
+            } = *answer;
+            return self
+                .usual
+                .encode(out, opaque, phy_offset, queue_id, queue_offset);
+        }
         ids.clear();
         self.push_id(ids, answer.phy_offset);
         for offset in answer.more.iter().flatten() {

@@ -410,3 +410,38 @@ fn header_cost() {
         std::hint::black_box(&out);
     });
 }
+
+#[test]
+fn the_template_of_a_send_answer_says_what_the_general_encoder_says() {
+    let host = "0A00000100002A9F";
+    for (region, trace_on, offset) in [
+        ("DefaultRegion", true, 0x12_3456_789A_u64),
+        ("a\"b", false, u64::MAX),
+    ] {
+        let (mut short, mut general) = (BytesMut::new(), BytesMut::new());
+        SendResponseTemplate::new(host, region, trace_on).encode(
+            &mut short,
+            -7,
+            offset,
+            3,
+            1 << 40,
+        );
+        let response = SendResponse {
+            opaque: -7,
+            serialize_type: SerializeType::Json,
+            code: 0,
+            remark: None,
+            msg_id: &format!("{host}{offset:016X}"),
+            queue_id: 3,
+            queue_offset: 1 << 40,
+            transaction_id: None,
+            region,
+            trace_on,
+        };
+        encode_send_response(&mut general, &response);
+        assert_eq!(
+            RemotingCommand::decode(&short[4..]),
+            RemotingCommand::decode(&general[4..])
+        );
+    }
+}
