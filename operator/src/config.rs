@@ -117,3 +117,48 @@ impl RunArgs {
         names
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Wrapped {
+        #[command(flatten)]
+        args: RunArgs,
+    }
+
+    fn parse(arguments: &[&str]) -> RunArgs {
+        let all = ["operator"].iter().chain(arguments);
+        Wrapped::try_parse_from(all).unwrap().args
+    }
+
+    #[test]
+    fn flags() {
+        let args = parse(&[]);
+        assert!(args.namespaces().is_empty() && !args.leader_election);
+        assert_eq!(args.defaults().pull_policy, PullPolicy::IfNotPresent);
+        let args = parse(&[
+            "--watch-namespaces= b,a,,b ",
+            "--leader-election=true",
+            "--image-repository=localhost/rocketcluster",
+            "--image-tag=1",
+            "--image-pull-policy=Never",
+            "--log-format=json",
+        ]);
+        assert_eq!(args.namespaces(), ["a", "b"]);
+        assert!(args.leader_election);
+        assert_eq!(
+            args.defaults(),
+            Defaults {
+                repository: "localhost/rocketcluster".to_owned(),
+                tag: "1".to_owned(),
+                pull_policy: PullPolicy::Never
+            }
+        );
+        // As the chart writes it when nothing is listed.
+        assert!(parse(&["--watch-namespaces="]).namespaces().is_empty());
+        assert!(Wrapped::try_parse_from(["operator", "--concurrency=0"]).is_err());
+    }
+}

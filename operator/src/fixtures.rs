@@ -340,6 +340,11 @@ impl State {
         }
         let there = self.objects.get(&key).cloned();
         match (method, there) {
+            (&Method::PATCH, Some(mut object)) if !query.contains("force") => {
+                merge(&mut object, &body);
+                self.put(key.clone(), object);
+                respond(200, &self.objects[&key])
+            }
             (&Method::PATCH, there) => {
                 assert!(
                     query.contains("fieldManager=rocketcluster-operator")
@@ -426,7 +431,11 @@ impl State {
         if let Some(before) = self.applied.get(&key) {
             drop_fields(&mut object, before, &body);
         }
+        let ports_before = object["spec"]["ports"].clone();
         merge(&mut object, &body);
+        if let Err(duplicate) = merge_ports(&mut object["spec"], &ports_before) {
+            return failure(422, &format!("spec.ports: Duplicate value: {duplicate}"));
+        }
         if is_new {
             object["metadata"]["uid"] = json!(format!("uid-{}", self.number()));
             if key.0 == "services" && object["spec"]["clusterIP"].is_null() {
@@ -442,6 +451,29 @@ impl State {
         self.put(key.clone(), object);
         respond(200, &self.objects[&key])
     }
+}
+
+/// Ports are a list merged by their number: those that others changed stay beside ours, and a name must not come twice.
+fn merge_ports(spec: &mut Value, before: &Value) -> Result<(), String> {
+    let (Some(ports), Some(before)) = (spec["ports"].as_array().cloned(), before.as_array()) else {
+        return Ok(());
+    };
+    let mut all = ports.clone();
+    all.extend(
+        before
+            .iter()
+            .filter(|old| ports.iter().all(|new| new["port"] != old["port"]))
+            .cloned(),
+    );
+    let mut names = BTreeSet::new();
+    if let Some(twice) = all
+        .iter()
+        .find(|port| !names.insert(port["name"].to_string()))
+    {
+        return Err(twice["name"].to_string());
+    }
+    spec["ports"] = Value::Array(all);
+    Ok(())
 }
 
 /// Removes what a manager applied before and does not any more.

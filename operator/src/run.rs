@@ -1,5 +1,6 @@
 //! The process: log, probes, signals, election, controllers.
 
+use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,7 +24,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let log = tracing_subscriber::fmt().with_env_filter(filter);
     match args.log_format {
         LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.init(),
+        LogFormat::Text => log.with_ansi(std::io::stdout().is_terminal()).init(),
     }
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -292,3 +292,73 @@ fn with_all_groups(cluster: &ValidatedCluster, observed: &Observed) -> Validated
         .min(operator_core::api::MAX_GROUPS);
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(status: Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "demo-broker-0-0", "uid": "u", "labels": {"controller-revision-hash": "r1"}},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_is_seen_of_a_pod() {
+        let well = observed_pod(&pod(
+            json!({"conditions": [{"type": "Ready", "status": "True"}]}),
+        ));
+        assert!(well.ready && !well.terminating && well.trouble.is_none());
+        assert_eq!(
+            (well.uid.as_str(), well.revision.as_deref()),
+            ("u", Some("r1"))
+        );
+        assert!(!observed_pod(&pod(json!({}))).ready);
+    }
+
+    #[test]
+    fn what_counts_as_trouble() {
+        let waiting = |reason: &str, message: Value| {
+            pod(json!({"containerStatuses": [{
+                "name": "broker", "image": "", "imageID": "", "ready": false, "restartCount": 3,
+                "state": {"waiting": {"reason": reason, "message": message}},
+            }]}))
+        };
+        assert_eq!(trouble(&waiting("ContainerCreating", json!(null))), None);
+        assert_eq!(
+            trouble(&waiting("CrashLoopBackOff", json!(null))).unwrap(),
+            "CrashLoopBackOff"
+        );
+        assert_eq!(
+            trouble(&waiting("ErrImagePull", json!("not found"))).unwrap(),
+            "ErrImagePull: not found"
+        );
+        let unscheduled = |since: &str| {
+            pod(json!({"conditions": [{
+                "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes", "lastTransitionTime": since,
+            }]}))
+        };
+        assert_eq!(
+            trouble(&unscheduled("2020-01-01T00:00:00Z")).unwrap(),
+            "Unschedulable: 0/3 nodes"
+        );
+        assert_eq!(trouble(&unscheduled("2999-01-01T00:00:00Z")), None);
+    }
+
+    #[test]
+    fn a_headless_service_has_no_address() {
+        let service = |ip: Value| {
+            serde_json::from_value(json!({"metadata": {}, "spec": {"clusterIP": ip}})).unwrap()
+        };
+        assert_eq!(cluster_ip(&service(json!("None"))), None);
+        assert_eq!(cluster_ip(&service(json!(null))), None);
+        assert_eq!(
+            cluster_ip(&service(json!("10.96.0.7"))).as_deref(),
+            Some("10.96.0.7")
+        );
+    }
+}
