@@ -8,3 +8,4 @@ mod docs;
 mod examples;
 mod frames;
 mod rig;
+mod routes;

@@ -27,6 +27,23 @@ macro_rules! bodies {
     };
 }
 
+fn hashes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<i32>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Hash {
+        Number(i32),
+        Text(String),
+    }
+    let hashes = Vec::<Hash>::deserialize(deserializer)?;
+    hashes
+        .into_iter()
+        .map(|hash| match hash {
+            Hash::Number(number) => Ok(number),
+            Hash::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        })
+        .collect()
+}
+
 /// Strings in an enum's clothes: unknown names are kept apart and never fail a body.
 macro_rules! names {
     ($($(#[$meta:meta])* $name:ident { $($variant:ident = $text:literal),* $(,)? })*) => {
@@ -547,6 +564,8 @@ bodies! {
     /// What a consumer wants of one topic.
     SubscriptionData {
         class_filter_mode: bool,
+        /// Hashes of the tags. The Go client writes them as strings.
+        #[serde(deserialize_with = "hashes")]
         code_set: BTreeSet<i32>,
         expression_type: String,
         sub_string: String,
@@ -898,5 +917,19 @@ bodies! {
         in_sync_slave_nums: i32,
         master: bool,
         master_commit_log_max_offset: i64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tag_hashes_are_read_as_numbers_and_as_the_strings_of_the_go_client() {
+        for codes in ["[2112,-7]", r#"["-7","2112"]"#] {
+            let text = format!(r#"{{"topic":"T","subString":"Aa","codeSet":{codes}}}"#);
+            let subscription: SubscriptionData = serde_json::from_str(&text).unwrap();
+            assert_eq!(subscription.code_set, BTreeSet::from([-7, 2112]));
+        }
     }
 }
