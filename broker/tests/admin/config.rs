@@ -1,7 +1,7 @@
 use broker::processor::NOT_SERVED;
 use remoting::protocol::{request_code as code, response_code};
 
-use crate::support::{Rig, assert_recorded_shape, recorded};
+use crate::support::{Rig, assert_recorded_shape, recorded, request};
 
 #[tokio::test]
 async fn runtime_info_has_every_key_that_tools_read() {
@@ -204,5 +204,45 @@ async fn known_codes_that_are_not_served_say_so() {
         (missing.code, missing.remark.as_deref()),
         (1, Some("the custom field <topic> is null"))
     );
+    rig.stop().await;
+}
+
+/// Fields that many requests read, with values that none of them expects.
+const NONSENSE: [(&str, &str); 14] = [
+    ("topic", "../../etc"),
+    ("consumerGroup", "no such group"),
+    ("group", "\u{1F980}"),
+    ("queueId", "-5"),
+    ("queueOffset", "-9223372036854775808"),
+    ("offset", "-1"),
+    ("commitOffset", "-1"),
+    ("index", "9223372036854775807"),
+    ("count", "2147483647"),
+    ("timestamp", "-9223372036854775808"),
+    ("maxMsgNums", "2147483647"),
+    ("readQueueNums", "2147483647"),
+    ("msgId", "zz"),
+    ("delayLevel", "2147483647"),
+];
+
+#[tokio::test]
+async fn every_code_is_answered_whatever_it_brings() {
+    let rig = Rig::start().await;
+    let codes = (1..=400).chain([513, 901, 907, 2001, 3001, 200_050, 200_151]);
+    for number in codes {
+        for request in [
+            request(number, &[]),
+            request(number, &NONSENSE),
+            request(number, &[]).with_body("{\"offsetTable\":{{"),
+            request(number, &NONSENSE).with_body(vec![0xFF; 300]),
+        ] {
+            let answer = rig.admin.send(request).await;
+            assert!(answer.is_response(), "{number}");
+        }
+    }
+    // It still does its work.
+    rig.admin.create_topic("T", 1).await;
+    rig.admin.produce("T", 0, "x", "").await;
+    assert!(!rig.folder.path().join("etc").exists());
     rig.stop().await;
 }
