@@ -273,6 +273,7 @@ impl Processor {
             broker_name: text(command, "brokerName").unwrap_or_default().to_owned(),
             broker_addr: text(command, "brokerAddr").unwrap_or_default().to_owned(),
             broker_id: number(command, "brokerId").unwrap_or(0),
+            owner: None,
         };
         if self.state.submit(unregistration) {
             success()

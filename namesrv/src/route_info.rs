@@ -91,6 +91,9 @@ pub struct Unregistration {
     pub broker_name: String,
     pub broker_addr: String,
     pub broker_id: i64,
+    /// Set where a connection closed: the entry stays if it has moved to another connection meanwhile. A broker that reconnects at once would
+    /// otherwise be out of the routes until its next registration.
+    pub owner: Option<ConnectionId>,
 }
 
 /// A group's smallest id is another one now: its members are told (905) when that is switched on.
@@ -293,6 +296,10 @@ impl RouteInfoManager {
                 cluster: u.cluster.clone(),
                 addr: u.broker_addr.clone(),
             };
+            let moved = |owner| self.live.get(&key).is_none_or(|l| l.connection != owner);
+            if u.owner.is_some_and(moved) {
+                continue;
+            }
             self.live.remove(&key);
             self.filter_servers.remove(&key);
             let mut emptied = false;
@@ -393,14 +400,14 @@ impl RouteInfoManager {
             .collect()
     }
 
-    /// The brokers that have been silent for longer than they promised, with the connection each of them used.
-    pub fn expired(&self, now_ms: i64) -> Vec<(ConnectionId, Unregistration)> {
+    /// The brokers that have been silent for longer than they promised, with the connection each of them used (`owner`).
+    pub fn expired(&self, now_ms: i64) -> Vec<Unregistration> {
         let late =
             |l: &BrokerLiveInfo| l.last_update_ms.saturating_add(l.heartbeat_timeout_ms) < now_ms;
         self.live
             .iter()
             .filter(|(_, l)| late(l))
-            .map(|(k, l)| (l.connection, unregistration(k, l)))
+            .map(|(k, l)| unregistration(k, l))
             .collect()
     }
 
@@ -649,6 +656,7 @@ fn unregistration(key: &BrokerAddrInfo, live: &BrokerLiveInfo) -> Unregistration
         broker_name: live.broker_name.clone(),
         broker_addr: key.addr.clone(),
         broker_id: live.broker_id,
+        owner: Some(live.connection),
     }
 }
 

@@ -159,23 +159,31 @@ impl State {
 
     /// Removes who has been silent for longer than promised at `now_ms`, and closes their connections.
     pub(crate) fn expire(&self, now_ms: i64) {
-        let expired = self.routes.read().expired(now_ms);
-        if expired.is_empty() {
+        if self.routes.read().expired(now_ms).is_empty() {
             return;
         }
-        for (id, u) in &expired {
+        // Found and removed under one lock: who registers in between is not lost.
+        let (expired, notices) = {
+            let mut routes = self.routes.write();
+            let expired = routes.expired(now_ms);
+            let notices = routes.unregister(&expired);
+            (expired, notices)
+        };
+        for u in &expired {
             tracing::warn!(
                 "broker silent for too long: {} {} {}",
                 u.broker_name,
                 u.broker_id,
                 u.broker_addr
             );
-            if let Some(connection) = self.brokers.lock().get(id).and_then(Weak::upgrade) {
+            let connection = u
+                .owner
+                .and_then(|id| self.brokers.lock().get(&id)?.upgrade());
+            if let Some(connection) = connection {
                 connection.close();
             }
         }
-        let batch: Vec<_> = expired.into_iter().map(|(_, u)| u).collect();
-        self.unregister(&batch);
+        self.tell(notices);
     }
 
     /// Applies unregistrations as they come, all that wait at once.
@@ -244,5 +252,91 @@ impl State {
             return Ok(());
         }
         Err("no broker has registered yet".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use remoting::protocol::body::TopicConfig;
+
+    use super::*;
+    use crate::route_info::DEFAULT_BROKER_EXPIRED_MS;
+
+    fn state() -> (
+        Arc<State>,
+        mpsc::Receiver<Unregistration>,
+        tempfile::TempDir,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let config = NamesrvConfig {
+            un_register_broker_queue_capacity: 1,
+            ..NamesrvConfig::default()
+        };
+        let kv = KvConfigManager::load(&folder.path().join("kv.json")).unwrap();
+        let (state, waiting) = State::new(config, kv);
+        (state, waiting, folder)
+    }
+
+    fn register(state: &State, name: &str) -> Arc<Connection> {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let connection = Connection::detached(address, address);
+        let registration = Registration {
+            cluster: "c".to_owned(),
+            broker_name: name.to_owned(),
+            broker_addr: format!("{name}:1"),
+            topics: ["T", "U"]
+                .map(|t| (t.to_owned(), TopicConfig::new(t, 4, 6)))
+                .into(),
+            connection: connection.id(),
+            ..Registration::default()
+        };
+        let config = state.config.load();
+        state.register(registration, &connection, &config).unwrap();
+        connection
+    }
+
+    #[test]
+    fn the_silent_are_removed_and_their_connection_closed() {
+        let (state, _waiting, _folder) = state();
+        let connection = register(&state, "b");
+        state.expire(state.now_ms());
+        assert!(connection.is_open() && state.routes.read().sizes().brokers == 1);
+        state.expire(state.now_ms() + DEFAULT_BROKER_EXPIRED_MS + 1);
+        assert!(!connection.is_open());
+        assert_eq!(state.routes.read().sizes().broker_names, 0);
+    }
+
+    #[test]
+    fn a_full_queue_keeps_no_dead_broker_in_the_routes() {
+        let (state, mut waiting, _folder) = state();
+        let (first, second) = (register(&state, "a"), register(&state, "b"));
+        assert!(state.ready().is_ok());
+        state.connection_closed(first.id());
+        state.connection_closed(second.id());
+        assert_eq!(
+            waiting.try_recv().unwrap().broker_name,
+            "a",
+            "waits for its batch"
+        );
+        assert_eq!(
+            state.routes.read().sizes().broker_names,
+            1,
+            "the second found the queue full and left at once"
+        );
+        assert!(state.brokers.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn unregistrations_are_applied_by_their_task_until_shutdown() {
+        let (state, waiting, _folder) = state();
+        let connection = register(&state, "b");
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(state.clone().run_unregistrations(waiting, shutdown.clone()));
+        state.connection_closed(connection.id());
+        while state.routes.read().sizes().brokers > 0 {
+            tokio::task::yield_now().await;
+        }
+        shutdown.cancel();
+        task.await.unwrap();
     }
 }

@@ -90,6 +90,7 @@ fn leave(
         broker_name: name.to_owned(),
         broker_addr: addr.to_owned(),
         broker_id: id,
+        owner: None,
     };
     let notices = routes.unregister(&[u]);
     routes.check_invariants();
@@ -324,6 +325,7 @@ fn a_batch_that_empties_a_group_leaves_nothing_behind() {
             broker_name: "b".into(),
             broker_addr: addr.into(),
             broker_id: id,
+            owner: None,
         })
         .to_vec();
     assert_eq!(routes.unregister(&all), vec![]);
@@ -409,9 +411,9 @@ fn entries_expire_by_their_own_timeout_and_with_their_connection() {
         .timeout(10_000)
         .into(&mut routes)
         .unwrap();
-    let names = |list: Vec<(ConnectionId, Unregistration)>| {
+    let names = |list: Vec<Unregistration>| {
         list.into_iter()
-            .map(|(c, u)| (c, u.broker_name))
+            .map(|u| (u.owner.unwrap(), u.broker_name))
             .collect::<Vec<_>>()
     };
     assert_eq!(names(routes.expired(NOW + 10_000)), vec![]);
@@ -438,6 +440,25 @@ fn entries_expire_by_their_own_timeout_and_with_their_connection() {
     routes.unregister(&gone);
     routes.check_invariants();
     assert_eq!(routes.sizes().broker_names, 1);
+}
+
+#[test]
+fn a_connection_that_closes_late_leaves_a_newer_registration_alone() {
+    let mut routes = RouteInfoManager::default();
+    broker("b", 0, "1:1", &["T"])
+        .connection(1)
+        .into(&mut routes)
+        .unwrap();
+    let closed = routes.registered_by(1);
+    broker("b", 0, "1:1", &["T"])
+        .connection(2)
+        .into(&mut routes)
+        .unwrap();
+    routes.unregister(&closed);
+    assert!(route(&routes, "T").is_some());
+    // A goodbye of the broker itself counts whatever it came through.
+    leave(&mut routes, "b", 0, "1:1");
+    assert!(route(&routes, "T").is_none());
 }
 
 #[test]
