@@ -51,6 +51,8 @@ else
   say "Kubernetes binaries"
   "$e2e/cluster/build.sh"
   . "$e2e/cluster/env.sh"
+  say "the chart"
+  "$e2e/../../charts/check.sh"
   "$e2e/cluster/down.sh" clean # what an interrupted run left behind
   "$e2e/cluster/images/build.sh"
   cluster=yes
