@@ -15,7 +15,8 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::disk::{Disk, read_full_at, write_all_at};
 use crate::error::Error;
-use crate::record::{self, Peek};
+use crate::queue_table::Expected;
+use crate::record::{self, Peek, Record};
 use crate::segment::{Segments, file_name, numbered_files};
 
 pub(crate) const UNIT: usize = 20;
@@ -206,6 +207,9 @@ pub(crate) struct ConsumeQueues {
     unwritten: AtomicUsize,
     /// Units that point at or beyond this are of a lost tail: cut when their queue is loaded.
     log_end: AtomicU64,
+    /// What queues not yet loaded must at least hold.
+    expected: Mutex<Expected>,
+    delay_levels_ms: Vec<i64>,
     /// Held while files are written, cut or deleted. Keeps what the next sync has to reach.
     files: Mutex<FileWork>,
 }
@@ -225,6 +229,7 @@ impl ConsumeQueues {
         disk: Arc<dyn Disk>,
         log: Arc<Segments>,
         descriptor_limit: usize,
+        delay_levels_ms: Vec<i64>,
     ) -> Result<Self, Error> {
         fs::create_dir_all(&root).map_err(|e| Error::io("create", &root, e))?;
         let mut file_size = configured_file_size.div_ceil(UNIT as u64) * UNIT as u64;
@@ -289,6 +294,8 @@ impl ConsumeQueues {
             dirty: Mutex::new(Vec::new()),
             unwritten: AtomicUsize::new(0),
             log_end: AtomicU64::new(u64::MAX),
+            expected: Mutex::new(Expected::new()),
+            delay_levels_ms,
             files: Mutex::new(FileWork::default()),
         })
     }
@@ -415,6 +422,10 @@ impl ConsumeQueues {
         }
         let queue = Arc::new(self.new_queue(topic, queue_id));
         self.recover(&queue)?;
+        let expected = self.expected.lock().remove(&(topic.to_owned(), queue_id));
+        if expected.is_some_and(|expected| queue.max_offset() < expected) {
+            self.rebuild(&queue)?;
+        }
         *slot = Slot::Loaded(queue.clone());
         Ok(queue)
     }
@@ -432,6 +443,17 @@ impl ConsumeQueues {
             .rposition(|w| w[1] != w[0] + self.file_size)
             .map_or(0, |i| i + 1);
         inner.files.drain(..adjoining);
+        for base in &inner.files {
+            // A damaged file gets its length back: upstream refuses a short one, and what is missing is rebuilt.
+            let path = queue.dir.join(file_name(*base));
+            if fs::metadata(&path).map_err(io)?.len() < self.file_size {
+                OpenOptions::new()
+                    .write(true)
+                    .open(&path)
+                    .and_then(|f| f.set_len(self.file_size))
+                    .map_err(io)?;
+            }
+        }
         let per_file = (self.file_size / UNIT as u64) as i64;
         let mut end = 0;
         let mut first = 0;
@@ -484,6 +506,58 @@ impl ConsumeQueues {
             self.zero_units(queue, end, found)?;
         }
         self.correct_min(queue, self.log.min())
+    }
+
+    /// A damaged queue comes back from the log, from its last good unit on.
+    fn rebuild(&self, queue: &Arc<ConsumeQueue>) -> Result<(), Error> {
+        let from = self
+            .unit(queue, queue.max_offset() - 1)
+            .map_or(0, CqUnit::end)
+            .max(self.log.min());
+        tracing::warn!(topic = %queue.topic, queue_id = queue.queue_id, max_offset = queue.max_offset(), from, "a damaged consume queue is rebuilt");
+        let log_end = self.log_end.load(Ordering::Acquire);
+        crate::recovery::scan(
+            &self.log,
+            from,
+            log_end,
+            |position, record: &Record<'_>, _| {
+                if record.topic != &*queue.topic
+                    || record.queue_id != queue.queue_id
+                    || !record::enters_queue(record.sys_flag)
+                {
+                    return Ok(());
+                }
+                let unit = CqUnit {
+                    phy_offset: position as i64,
+                    size: record.size as i32,
+                    tags_code: record.tags_code(&self.delay_levels_ms),
+                };
+                self.push(queue, record.queue_offset, unit)
+            },
+        )?;
+        self.follow(queue);
+        self.correct_min(queue, self.log.min())
+    }
+
+    pub(crate) fn expect(&self, expected: Expected) {
+        *self.expected.lock() = expected;
+    }
+
+    /// How far every queue reaches, loaded or not: for the table, once all of it is synced.
+    pub(crate) fn reached(&self) -> Expected {
+        let mut reached = self.expected.lock().clone();
+        for (topic, queues) in self.topics.read().iter() {
+            for (queue_id, slot) in queues {
+                if let Slot::Loaded(queue) = &*slot.read() {
+                    // `written`, not `max`: what arrived since is not synced.
+                    let written = queue.inner.lock().written;
+                    if written > 0 {
+                        reached.insert((topic.to_string(), *queue_id), written);
+                    }
+                }
+            }
+        }
+        reached
     }
 
     fn points_at_its_record(

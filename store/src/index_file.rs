@@ -408,7 +408,7 @@ impl IndexFile {
         if trusted.is_none() && !slots.chunks_exact(4).any(beyond) {
             return Ok(());
         }
-        tracing::warn!(path = %self.path.display(), entries = count - 1, "an index file was cut short by a crash: its chains are rebuilt");
+        tracing::warn!(path = %self.path.display(), entries = count - 1, "an index file was cut: its chains are rebuilt");
         slots.fill(0);
         self.header.hash_slot_count = 0;
         let mut bytes = vec![0; ENTRY * 4096];
@@ -422,8 +422,8 @@ impl IndexFile {
                 let Some(entry) = Entry::decode(bytes) else {
                     break;
                 };
-                // Positions fall where the log was truncated; but only a lost page says 0 behind others.
-                let lost = entry.phy_offset <= 0 && last_phy > 0;
+                // Positions never fall; a page that was lost says 0.
+                let lost = entry.phy_offset < last_phy;
                 if lost || trusted.is_some_and(|to| entry.phy_offset >= to as i64) {
                     break;
                 }
@@ -734,13 +734,13 @@ impl IndexService {
             fs::remove_file(&gone.path).map_err(|e| Error::io("remove", &gone.path, e))?;
         }
         if let Some(last) = files.last_mut()
-            && last.header.end_phy_offset > position as i64
+            && last.header.end_phy_offset >= position as i64
         {
-            // Its entries for lost records stay in their chains: whoever follows them finds no such record.
-            last.header.end_phy_offset = position as i64;
+            let io = |e| Error::io("cut", &self.dir, e);
             last.changed = true;
-            last.write(&*self.disk)
-                .map_err(|e| Error::io("write", &last.path, e))?;
+            last.write(&*self.disk).map_err(io)?;
+            last.pages = Vec::new();
+            last.repair(Some(position), &*self.disk).map_err(io)?;
         }
         let last = files
             .last()

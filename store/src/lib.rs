@@ -22,6 +22,7 @@ mod query;
 
 mod checkpoint;
 mod kinds;
+mod queue_table;
 mod recovery;
 mod retention;
 

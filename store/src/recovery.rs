@@ -13,6 +13,7 @@ use crate::consume_queue::{ConsumeQueues, CqUnit};
 use crate::error::Error;
 use crate::index_file::{IndexRequest, IndexService};
 use crate::put::Arrival;
+use crate::queue_table;
 use crate::record::{self, Peek, Record};
 use crate::segment::Segments;
 
@@ -20,6 +21,9 @@ use crate::segment::Segments;
 const SCAN_BUFFER: usize = 4 << 20;
 /// Units and index entries held in memory before they are written in a long rebuild.
 const REBUILD_BATCH: usize = 1 << 20;
+
+/// File name of the table of queues.
+pub(crate) const QUEUE_TABLE: &str = "queues";
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Recovered {
@@ -272,6 +276,11 @@ pub(crate) fn recover(
         },
     };
     let indexed_to = index.and_then(IndexService::last_phy);
+    if let Some(own) = &own
+        && queue_start >= own.synced
+    {
+        queues.expect(queue_table::read(&config.root.join(QUEUE_TABLE)));
+    }
     let index_record = |position: u64, record: &Record<'_>| -> Result<(), Error> {
         let Some(index) = index.filter(|_| indexed_to.is_none_or(|to| position >= to)) else {
             return Ok(());

@@ -28,8 +28,9 @@ use crate::get::ColdReaders;
 use crate::index_file::{IndexService, Stop, index_dir};
 use crate::live::Live;
 use crate::put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};
+use crate::queue_table;
 use crate::record::{self, BLANK_MAGIC, END_FILE_MIN_BLANK, Encoded, Fields, Peek, Record};
-use crate::recovery;
+use crate::recovery::{self, QUEUE_TABLE};
 use crate::ring::{CHUNK, Ring, RingTail};
 use crate::segment::Segments;
 
@@ -279,6 +280,7 @@ impl Store {
             disk.clone(),
             log.clone(),
             descriptor_limit(),
+            config.delay_levels_ms.clone(),
         )?;
         let (files, checkpoint, own) = CheckpointFiles::open(&root)?;
         let stop = match &own {
@@ -314,6 +316,7 @@ impl Store {
             files
                 .forget()
                 .map_err(|e| Error::io("write", root.join("offsets"), e))?;
+            forget_table(&config)?;
         }
         tracing::info!(
             clean,
@@ -1258,7 +1261,9 @@ impl Store {
         if !changed && !sync {
             return Ok(());
         }
+        let mut reached = None;
         if sync {
+            reached = Some(self.queues.reached());
             self.queues.sync()?;
             if let Some(index) = &self.index {
                 index.sync()?;
@@ -1292,6 +1297,10 @@ impl Store {
             .files
             .write(&state.offsets)
             .map_err(|e| Error::io("write", &path, e))?;
+        if let Some(reached) = reached {
+            let table = self.config.root.join(QUEUE_TABLE);
+            queue_table::write(&table, &reached).map_err(|e| Error::io("write", table, e))?;
+        }
         if sync {
             state
                 .files
@@ -1422,6 +1431,7 @@ impl Store {
         writer.batch.clear();
         writer.unconfirmed.retain(|a| a.phy_offset < position);
         // Queues first: a crash in between leaves a log that is longer than they are, which recovery mends.
+        forget_table(&self.config)?;
         let last_phy = self.queues.truncate_to(position)?.unwrap_or(u64::MAX);
         if let Some(index) = &self.index {
             index.truncate_to(position)?;
@@ -1550,6 +1560,16 @@ impl Store {
 
     /// Removes the queues of a topic; its records stay in the log until retention takes them.
     pub fn delete_topic(&self, topic: &str) -> Result<(), Error> {
+        // First nothing is claimed of the queues any more: a crash in between must not call them missing.
+        self.save_offsets(false)?;
+        let mut checkpoint = self.checkpoint.lock();
+        checkpoint.offsets.queues = 0;
+        let path = self.config.root.join("offsets");
+        checkpoint
+            .files
+            .write(&checkpoint.offsets)
+            .map_err(|e| Error::io("write", path, e))?;
+        forget_table(&self.config)?;
         self.queues.delete_topic(topic)
     }
 
@@ -1557,7 +1577,7 @@ impl Store {
     pub fn clean_unused_topics(&self, keep: &dyn Fn(&str) -> bool) -> Vec<String> {
         let mut removed = Vec::new();
         for topic in self.queues.names().into_keys().filter(|t| !keep(t)) {
-            match self.queues.delete_topic(&topic) {
+            match self.delete_topic(&topic) {
                 Ok(()) => removed.push(topic),
                 Err(error) => tracing::warn!(topic, %error, "an unused topic could not be removed"),
             }
@@ -1663,6 +1683,11 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+fn forget_table(config: &StoreConfig) -> Result<(), Error> {
+    let table = config.root.join(QUEUE_TABLE);
+    queue_table::remove(&table).map_err(|e| Error::io("remove", table, e))
 }
 
 fn abort_file(config: &StoreConfig) -> PathBuf {

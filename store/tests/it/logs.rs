@@ -274,3 +274,72 @@ fn a_frame_is_one_piece_within_one_segment() {
     assert_eq!(store.max_offset("t", 0), 60);
     assert_eq!(bodies(&store, "t", 0, 0).len(), 60);
 }
+
+#[test]
+fn a_damaged_queue_comes_back_from_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(small(dir.path()));
+    for i in 0..130u8 {
+        put(&store, "t", i32::from(i % 2), &[i; 200]);
+    }
+    let wanted = [bodies(&store, "t", 0, 0), bodies(&store, "t", 1, 0)];
+    store.shutdown();
+    drop(store);
+    let files = dir.path().join("consumequeue/t");
+    let damages: [&dyn Fn(); 4] = [
+        &|| fs::remove_file(files.join("0/00000000000000001000")).unwrap(),
+        &|| fs::remove_dir_all(files.join("1")).unwrap(),
+        &|| fs::write(files.join("0/00000000000000001000"), [0x11; 1000]).unwrap(),
+        &|| fs::write(files.join("0/00000000000000001000"), [0; 30]).unwrap(),
+    ];
+    for damage in damages {
+        damage();
+        let store = open(small(dir.path()));
+        for queue_id in 0..2 {
+            let first = store.min_offset("t", queue_id);
+            assert_eq!((first, store.max_offset("t", queue_id)), (0, 65));
+            assert!(bodies(&store, "t", queue_id, 0) == wanted[queue_id as usize]);
+        }
+        store.shutdown();
+        drop(store);
+    }
+}
+
+/// Under SYNC_FLUSH a background thread writes zeros ahead of the writer: never over what was written.
+#[test]
+fn zeroing_ahead_never_meets_the_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = small(dir.path());
+    config.flush = store::FlushDiskType::SyncFlush;
+    config.segment_size = 8 << 20;
+    config.tail_ring_bytes = 4 << 20;
+    config.max_index_num = 100_000;
+    let store = open(config.clone());
+    std::thread::scope(|scope| {
+        for queue_id in 0..2 {
+            let store = &store;
+            scope.spawn(move || {
+                let body = vec![queue_id as u8 + 1; 7_000];
+                let messages = [Message {
+                    body: &body,
+                    ..Default::default()
+                }; 8];
+                for _ in 0..250 {
+                    while append(store, "t", queue_id, &messages).is_err() {
+                        std::thread::yield_now();
+                    }
+                    store.drive();
+                }
+            });
+        }
+    });
+    assert!(store.wait_flushed(store.appended(), Duration::from_secs(20)));
+    crash(store);
+    // Everything is read and checked again.
+    fs::remove_dir_all(dir.path().join("consumequeue")).unwrap();
+    let store = open(config);
+    assert_eq!(store.runtime_figures().recovered_records, 4_000);
+    for queue_id in 0..2 {
+        assert_eq!(store.max_offset("t", queue_id), 2_000);
+    }
+}
