@@ -242,9 +242,6 @@ keys! {
     AtStart "flushIntervalCommitLog" flush_interval_commit_log: i32 = 500, "ms between two background flushes of the log";
     AtStart "flushCommitLogLeastPages" flush_commit_log_least_pages: i32 = 4, "4 KiB pages that make a background flush worth while";
     AtStart "flushCommitLogThoroughInterval" flush_commit_log_thorough_interval: i32 = 10_000, "ms after which the log is flushed whatever its size";
-    AtStart "flushIntervalConsumeQueue" flush_interval_consume_queue: i32 = 1_000, "ms between two flushes of the queues";
-    AtStart "flushConsumeQueueLeastPages" flush_consume_queue_least_pages: i32 = 2, "4 KiB pages that make a flush of a queue worth while";
-    AtStart "flushConsumeQueueThoroughInterval" flush_consume_queue_thorough_interval: i32 = 60_000, "ms after which the queues are flushed whatever their size";
     Dynamic "syncFlushTimeout" sync_flush_timeout: i32 = 5_000, "ms that a send waits for its flush before it is answered FLUSH_DISK_TIMEOUT";
     Dynamic important "maxMessageSize" max_message_size: i32 = 4_194_304, "bytes of a message body";
     Dynamic important "fileReservedTime" file_reserved_time: i32 = 72, "hours that log files are kept";
@@ -254,11 +251,8 @@ keys! {
     Dynamic "diskSpaceCleanForciblyRatio" disk_space_clean_forcibly_ratio: i32 = 85, "percent of disk use at which the oldest files are deleted though not expired, 30 to 85";
     Dynamic "cleanFileForciblyEnable" clean_file_forcibly_enable: bool = true, "allow deleting files that are not expired when the disk is full";
     AtStart "cleanResourceInterval" clean_resource_interval: i32 = 10_000, "ms between two looks for files to delete";
-    AtStart "deleteCommitLogFilesInterval" delete_commit_log_files_interval: i32 = 100, "ms between two deletions of log files";
-    AtStart "deleteConsumeQueueFilesInterval" delete_consume_queue_files_interval: i32 = 100, "ms between two deletions of queue files";
     AtStart "deleteFileBatchMax" delete_file_batch_max: i32 = 10, "log files deleted in one go at most";
     AtStart "messageIndexEnable" message_index_enable: bool = true, "index messages by key";
-    AtStart "messageIndexSafe" message_index_safe: bool = false, "count the index among what recovery goes back to";
     AtStart "maxHashSlotNum" max_hash_slot_num: i32 = 5_000_000, "hash slots of an index file";
     AtStart "maxIndexNum" max_index_num: i32 = 20_000_000, "entries of an index file";
     Dynamic "maxMsgsNumBatch" max_msgs_num_batch: i32 = 64, "messages of one answer to a query at most";
@@ -278,11 +272,8 @@ keys! {
     Dynamic "slaveReadEnable" slave_read_enable: bool = false, "let a slow consumer read from a slave";
     Dynamic "litePullMessageEnable" lite_pull_message_enable: bool = true, "serve request 361";
     Dynamic "enablePropertyFilter" enable_property_filter: bool = false, "SQL92 expressions; not served yet, such subscriptions are refused";
-    Dynamic "filterSupportRetry" filter_support_retry: bool = false, "apply filters to retry topics too";
     Dynamic "rejectPullConsumerEnable" reject_pull_consumer_enable: bool = false, "refuse pulls of connections that did not register as a consumer";
     Dynamic "useServerSideResetOffset" use_server_side_reset_offset: bool = true, "reset offsets on the broker rather than through the clients";
-    Dynamic "disableConsumeIfConsumerReadSlowly" disable_consume_if_consumer_read_slowly: bool = false, "stop a group that falls far behind";
-    Dynamic "consumerFallbehindThreshold" consumer_fallbehind_threshold: i64 = 17_179_869_184, "bytes that count as far behind";
     Dynamic "flushConsumerOffsetInterval" flush_consumer_offset_interval: i32 = 5_000, "ms between two writes of the consumer offsets";
     AtStart "flushDelayOffsetInterval" flush_delay_offset_interval: i32 = 10_000, "ms between two writes of the delay offsets";
 
@@ -290,7 +281,7 @@ keys! {
     Dynamic "traceOn" trace_on: bool = true, "property TRACE_ON of every message";
     Dynamic "startAcceptSendRequestTimeStamp" start_accept_send_request_time_stamp: i64 = 0, "ms since 1970 before which sends are refused";
     Dynamic "rejectTransactionMessage" reject_transaction_message: bool = false, "refuse transaction messages";
-    AtStart "channelExpiredTimeout" channel_expired_timeout: i64 = 120_000, "ms of silence after which a client counts as gone";
+    Dynamic "channelExpiredTimeout" channel_expired_timeout: i64 = 120_000, "ms of silence after which a client counts as gone";
     AtStart "serverChannelMaxIdleTimeSeconds" server_channel_max_idle_time_seconds: i32 = 120, "seconds after which an idle connection is closed";
     AtStart "maxConnections" max_connections: i32 = 16_384, "client connections at most (RocketCluster's own key)";
     AtStart "maxInFlightBytes" max_in_flight_bytes: i64 = 268_435_456, "bytes of sends not yet answered beyond which further sends are answered SYSTEM_BUSY (RocketCluster's own key)";
@@ -303,7 +294,6 @@ keys! {
     AtStart "aclEnable" acl_enable: bool = false, "access control; not served yet";
     AtStart "authenticationEnabled" authentication_enabled: bool = false, "access control of 5.3; not served yet";
     AtStart "authorizationEnabled" authorization_enabled: bool = false, "access control of 5.3; not served yet";
-    AtStart "transientStorePoolEnable" transient_store_pool_enable: bool = false, "not applicable: the tail ring does its work";
 }
 
 /// Keys with two spellings: `(historic, current)`.
@@ -348,6 +338,37 @@ pub const NOT_APPLICABLE: &[(&str, &str)] = &[
         "no lock is held over a write",
     ),
     ("transferMsgByHeap", "records are always copied from memory"),
+    (
+        "flushIntervalConsumeQueue",
+        "queues are written in the background and flushed before the checkpoint",
+    ),
+    (
+        "flushConsumeQueueLeastPages",
+        "see flushIntervalConsumeQueue",
+    ),
+    (
+        "flushConsumeQueueThoroughInterval",
+        "see flushIntervalConsumeQueue",
+    ),
+    ("deleteCommitLogFilesInterval", "deletions are 100 ms apart"),
+    (
+        "deleteConsumeQueueFilesInterval",
+        "queue files go together with the log file they point into",
+    ),
+    (
+        "messageIndexSafe",
+        "what the index lacks after a crash is read from the log again",
+    ),
+    (
+        "filterSupportRetry",
+        "helps SQL92 filters, which are not served yet",
+    ),
+    ("disableConsumeIfConsumerReadSlowly", "not served yet"),
+    (
+        "consumerFallbehindThreshold",
+        "see disableConsumeIfConsumerReadSlowly",
+    ),
+    ("transientStorePoolEnable", "the tail ring does its work"),
     ("transientStorePoolSize", "the tail ring does its work"),
     (
         "fastFailIfNoBufferInStorePool",
@@ -889,10 +910,6 @@ impl BrokerConfig {
             ),
             ("registerNameServerPeriod", self.register_name_server_period),
             ("flushIntervalCommitLog", self.flush_interval_commit_log),
-            (
-                "flushIntervalConsumeQueue",
-                self.flush_interval_consume_queue,
-            ),
             ("syncFlushTimeout", self.sync_flush_timeout),
             ("cleanResourceInterval", self.clean_resource_interval),
             (

@@ -92,15 +92,15 @@ impl ConsumerManager {
         left
     }
 
-    /// Removes members that went silent; answers the groups to tell and the connections to close.
-    pub fn expire(&self, now_ms: i64) -> (Vec<String>, Vec<u64>) {
+    /// Removes members whose last heartbeat came before `oldest_ms`; answers the groups to tell and the connections to close.
+    pub fn expire(&self, oldest_ms: i64) -> (Vec<String>, Vec<u64>) {
         let mut groups = Vec::new();
         let mut connections = BTreeSet::new();
         for (name, group) in self.all() {
             let mut state = group.state.write();
             let before = state.members.len();
             state.members.retain(|connection, info| {
-                let keep = !info.is_expired(now_ms);
+                let keep = !info.is_expired(oldest_ms);
                 if !keep {
                     tracing::warn!(group = name, client = %info.client_id, peer = %info.peer, "a consumer went silent");
                     connections.insert(*connection);
@@ -398,7 +398,7 @@ pub(super) mod tests {
         consumers.register(&data(&[("T", "*", 1)]), client(3, "c3", 60_000));
         assert_eq!(consumers.connection_closed(2), ["G"]);
         assert!(consumers.connection_closed(2).is_empty());
-        assert_eq!(consumers.expire(120_001), (vec!["G".to_owned()], vec![1]));
+        assert_eq!(consumers.expire(1), (vec!["G".to_owned()], vec![1]));
         assert!(consumers.unregister("G", 3));
         assert!(consumers.group("G").is_none());
         assert!(!consumers.unregister("G", 3));

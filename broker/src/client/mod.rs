@@ -17,9 +17,6 @@ use remoting::protocol::LanguageCode;
 pub use consumer::{ConsumerGroup, ConsumerManager, Registration};
 pub use producer::ProducerManager;
 
-/// A client that has not sent a heartbeat for this long is dropped (`channelExpiredTimeout`).
-pub const CHANNEL_EXPIRED_TIMEOUT_MS: i64 = 120_000;
-
 /// One client behind one connection, as its last heartbeat described it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientChannelInfo {
@@ -32,8 +29,9 @@ pub struct ClientChannelInfo {
 }
 
 impl ClientChannelInfo {
-    pub(crate) fn is_expired(&self, now_ms: i64) -> bool {
-        now_ms - self.last_update_ms > CHANNEL_EXPIRED_TIMEOUT_MS
+    /// Whether the last heartbeat came before `oldest_ms`.
+    pub(crate) fn is_expired(&self, oldest_ms: i64) -> bool {
+        self.last_update_ms < oldest_ms
     }
 }
 

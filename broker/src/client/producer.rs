@@ -56,13 +56,13 @@ impl ProducerManager {
         tables.forget_unused(connection);
     }
 
-    /// Removes clients that went silent; answers their connections, to be closed.
-    pub fn expire(&self, now_ms: i64) -> Vec<u64> {
+    /// Removes clients whose last heartbeat came before `oldest_ms`; answers their connections, to be closed.
+    pub fn expire(&self, oldest_ms: i64) -> Vec<u64> {
         let mut tables = self.tables.write();
         let mut expired = Vec::new();
         tables.groups.retain(|group, members| {
             members.retain(|connection, info| {
-                let keep = !info.is_expired(now_ms);
+                let keep = !info.is_expired(oldest_ms);
                 if !keep {
                     tracing::warn!(group, client = %info.client_id, peer = %info.peer, "a producer went silent");
                     expired.push(*connection);
@@ -147,7 +147,7 @@ mod tests {
         producers.unregister("B", 1);
         assert!(!producers.group_online("B"));
         assert_eq!(producers.connection_of_client("p1"), Some(1));
-        assert_eq!(producers.expire(120_001), [1]);
+        assert_eq!(producers.expire(1), [1]);
         assert_eq!(producers.connection_of_client("p1"), None);
         assert_eq!(producers.members("A").len(), 1);
         producers.connection_closed(2);

@@ -29,7 +29,7 @@ use crate::topic::{Topic, validate_config, validate_name};
 const TOPIC_LIST_SEPARATOR: char = ';';
 /// Entries of one answer to 321, whatever was asked for.
 const MAX_QUEUE_ENTRIES: i32 = 4096;
-/// Keys that no request may change (upstream `configBlackList`).
+/// Keys that no request may change, beside those of `configBlackList`.
 const CONFIG_BLACK_LIST: &[&str] = &["configBlackList", "brokerConfigPath"];
 
 /// Codes that we know and answer 3 for now; the README lists them by part.
@@ -731,10 +731,12 @@ pub(crate) fn update_broker_config(broker: &Arc<Broker>, request: &RemotingComma
     if properties.is_empty() {
         return Err(Refused::system_error("string2Properties error"));
     }
-    if let Some(property) = properties
-        .iter()
-        .find(|property| CONFIG_BLACK_LIST.contains(&property.key.as_str()))
-    {
+    let black_list = &broker.settings.raw.config_black_list;
+    let is_listed = |key: &str| {
+        let mut listed = black_list.split(';').map(str::trim);
+        CONFIG_BLACK_LIST.contains(&key) || listed.any(|listed| listed == key)
+    };
+    if let Some(property) = properties.iter().find(|property| is_listed(&property.key)) {
         return Err(Refused::new(
             response_code::NO_PERMISSION,
             format!("Can not update config in black list. {}", property.key),

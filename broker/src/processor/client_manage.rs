@@ -117,16 +117,20 @@ pub(crate) fn connection_closed(broker: &Arc<Broker>, connection: u64) {
     }
 }
 
-/// To be called every 10 s: clients that have been silent for 120 s are dropped and their connections closed.
+/// To be called every 10 s: clients that have been silent for `channelExpiredTimeout` are dropped and their connections closed.
 pub(crate) fn expire_clients(broker: &Arc<Broker>) {
     let now_ms = broker.clock.now_ms();
-    let (groups, consumers) = broker.consumers.expire(now_ms);
+    let oldest_ms = now_ms - broker.config().channel_expired_timeout;
+    let (groups, consumers) = broker.consumers.expire(oldest_ms);
     for group in groups {
         if notifies(broker, &group) {
             notify_members(broker, &group);
         }
     }
-    for id in consumers.into_iter().chain(broker.producers.expire(now_ms)) {
+    for id in consumers
+        .into_iter()
+        .chain(broker.producers.expire(oldest_ms))
+    {
         if let Some(connection) = broker.connections.get(id) {
             connection.close();
         }
