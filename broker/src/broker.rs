@@ -319,7 +319,7 @@ impl Broker {
             boot_timestamp: clock.now_ms(),
             unique_key_prefix: unique_key_prefix(settings.advertised),
             unique_key_counter: AtomicU32::new(0),
-            in_memory_total: memory_bytes(),
+            in_memory_total: store::memory_bytes().unwrap_or(ASSUMED_MEMORY_BYTES),
             acks: AckTable::new(writer, Arc::clone(&metrics)),
             held: PullRequestHoldService::default(),
             cold_reads: BlockingPool::new(COLD_READERS),
@@ -820,14 +820,4 @@ fn unique_key_prefix(ip: IpAddr) -> String {
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |d| d.as_secs() as u32);
     format!("{ip}{:04X}{start:08X}", std::process::id() as u16)
-}
-
-fn memory_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    let total = info.totalram.saturating_mul(u64::from(info.mem_unit));
-    if total == 0 {
-        ASSUMED_MEMORY_BYTES
-    } else {
-        total
-    }
 }

@@ -866,12 +866,17 @@ impl ConsumeQueues {
     /// Makes everything written so far durable.
     pub(crate) fn sync(&self) -> Result<(), Error> {
         let unsynced = std::mem::take(&mut self.files.lock().unsynced);
-        let result = if unsynced.len() >= SYNCFS_FROM {
-            File::open(&self.root)
-                .and_then(|dir| Ok(rustix::fs::syncfs(dir)?))
-                .map_err(|e| Error::io("sync", &self.root, e))
+        let at_once = if unsynced.len() < SYNCFS_FROM {
+            None
         } else {
-            unsynced
+            match File::open(&self.root) {
+                Ok(folder) => crate::platform::sync_file_system(&folder),
+                Err(e) => Some(Err(e)),
+            }
+        };
+        let result = match at_once {
+            Some(done) => done.map_err(|e| Error::io("sync", &self.root, e)),
+            None => unsynced
                 .iter()
                 .try_for_each(|(_, _, path)| match File::open(path) {
                     Ok(file) => self
@@ -880,7 +885,7 @@ impl ConsumeQueues {
                         .map_err(|e| Error::io("sync", path, e)),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
                     Err(e) => Err(Error::io("sync", path, e)),
-                })
+                }),
         };
         if result.is_err() {
             self.files.lock().unsynced.extend(unsynced);

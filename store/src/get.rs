@@ -315,14 +315,7 @@ impl Store {
             return;
         };
         let to = to.min(segment.end());
-        if let Some(len) = std::num::NonZeroU64::new(to - from) {
-            let _ = rustix::fs::fadvise(
-                &segment.file,
-                from - segment.base,
-                Some(len),
-                rustix::fs::Advice::DontNeed,
-            );
-        }
+        crate::platform::let_go(&segment.file, from - segment.base, to - from);
     }
 }
 

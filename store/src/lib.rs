@@ -27,6 +27,7 @@ mod recovery;
 mod retention;
 
 mod disk;
+mod platform;
 
 pub use clock::{Clock, SystemClock};
 pub use config::{FlushDiskType, StoreConfig};
@@ -34,6 +35,7 @@ pub use consume_queue::ConsumeQueue;
 pub use disk::{Disk, RealDisk};
 pub use error::{Error, NotWritable, PutError};
 pub use get::{Filter, GetOutcome, GetRequest, GetResult, GetStatus, MessageFilter};
+pub use platform::memory_bytes;
 pub use put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};
 pub use store::{
     ArrivalListener, Boundary, Confirm, QueryResult, RuntimeFigures, Store, WatermarkListener,

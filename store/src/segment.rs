@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use rustix::fs::FallocateFlags;
 
 use crate::disk::{Disk, read_full_at, write_all_at};
 use crate::error::Error;
@@ -277,8 +276,7 @@ impl Segments {
 
     fn zero(&self, segment: &Segment, position: u64) -> io::Result<()> {
         let at = position - segment.base;
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if rustix::fs::fallocate(&segment.file, flags, at, segment.size - at).is_ok() {
+        if crate::platform::punch_hole(&segment.file, at, segment.size - at) {
             return Ok(());
         }
         // A file system without holes: only what is not zero is written over.

@@ -34,6 +34,8 @@ use crate::recovery::{self, QUEUE_TABLE};
 use crate::ring::{CHUNK, Ring, RingTail};
 use crate::segment::Segments;
 
+/// Used when the machine does not say how much memory it has.
+const ASSUMED_MEMORY_BYTES: u64 = 4 << 30;
 /// Units and index entries that may wait in memory before appends are refused.
 const MAX_UNDISPATCHED: usize = 4 << 20;
 /// The dispatch thread is woken before its second is over when so many index entries wait.
@@ -394,7 +396,7 @@ impl Store {
             last_flush: Mutex::new(Instant::now()),
             cold_readers: ColdReaders::default(),
             counters: Counters::default(),
-            memory_bytes: memory_bytes(),
+            memory_bytes: crate::platform::memory_bytes().unwrap_or(ASSUMED_MEMORY_BYTES),
             boot_timestamp: now,
             recovered_records: recovered.records,
             checkpoint: Mutex::new(CheckpointState {
@@ -1344,9 +1346,7 @@ impl Store {
                 .min(written + PREPARE_AHEAD);
             let done = match self.config.flush {
                 FlushDiskType::AsyncFlush => {
-                    let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
-                    rustix::fs::fallocate(&segment.file, flags, from - segment.base, to - from)
-                        .is_ok()
+                    crate::platform::reserve(&segment.file, from - segment.base, to - from)
                 }
                 FlushDiskType::SyncFlush => self.zero_ahead(&segment, from, to),
             };
@@ -1730,9 +1730,4 @@ fn descriptor_limit() -> usize {
     usize::try_from(limit / 4)
         .unwrap_or(16_384)
         .clamp(64, 16_384)
-}
-
-fn memory_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    info.totalram as u64 * u64::from(info.mem_unit)
 }
