@@ -235,7 +235,6 @@ impl Flow {
                 report.acked
             );
         }
-        ensure!(report.acked > 0, "{}: nothing was sent", self.name);
         println!("    {}: {report:?}", self.name);
         Ok(report)
     }

@@ -446,13 +446,12 @@ async fn drift_is_put_back(space: Space) -> Result<()> {
         .api::<ConfigMap>()
         .patch("demo-broker-0", &hand, &Patch::Apply(&edit))
         .await?;
-    let ports = space
+    let namesrv = space
         .get::<Service>("demo-namesrv")
         .await?
         .spec
-        .context("no spec")?
-        .ports;
-    let edit = json!({"spec": {"ports": [{"name": "remoting", "port": 9999, "protocol": "TCP"}], "selector": {"rocketcluster.io/component": "nobody"}}});
+        .context("no spec")?;
+    let edit = json!({"spec": {"ports": [{"name": "remoting", "port": 9999, "protocol": "TCP"}], "selector": {"rocketcluster.io/component": "nobody", "stray": "label"}}});
     space
         .api::<Service>()
         .patch(
@@ -478,15 +477,11 @@ async fn drift_is_put_back(space: Space) -> Result<()> {
             .await?
             .spec
             .context("no spec")?;
-        ensure!(service.ports == ports, "ports {:?}", service.ports);
-        let component = service
-            .selector
-            .unwrap_or_default()
-            .get("rocketcluster.io/component")
-            .cloned();
+        ensure!(service.ports == namesrv.ports, "ports {:?}", service.ports);
         ensure!(
-            component.as_deref() == Some("namesrv"),
-            "selects {component:?}"
+            service.selector == namesrv.selector,
+            "selects {:?}",
+            service.selector
         );
         space.get::<PodDisruptionBudget>("demo-broker-0").await?;
         space.get::<Service>("demo-broker-0").await.map(drop)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount, ServiceSpec};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::NamespaceResourceScope;
@@ -15,6 +15,7 @@ use operator_core::build::Objects;
 use operator_core::plan::Restart;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
 use super::dereference::{Children, Seen};
 use super::{reference, warn};
@@ -79,7 +80,7 @@ where
             refuse_foreign(&api, cluster, &name).await?;
         }
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        let applied = match api.patch(&name, &params, &Patch::Apply(object)).await {
+        let mut applied = match api.patch(&name, &params, &Patch::Apply(object)).await {
             // Lists are merged by a key: a port whose number somebody changed stays beside ours, under the same name. A merge patch replaces them.
             Err(error) if is_invalid(&error) && live.is_some() => {
                 tracing::info!(namespace = cluster.namespace(), kind = K::NAME, name, %error, "replacing what was changed by hand");
@@ -92,6 +93,13 @@ where
             other => other,
         }
         .during(|| format!("apply {} {name}", K::NAME))?;
+        // And what was added beside ours without being in the way of it stays, unless it is taken out.
+        if let Some(patch) = object.without_strays(&applied) {
+            applied = api
+                .patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
+                .await
+                .during(|| format!("put back {} {name}", K::NAME))?;
+        }
         let version = applied.resource_version();
         if version.as_deref() != live_version {
             tracing::info!(
@@ -256,6 +264,12 @@ trait Kind:
     + Debug
 {
     const NAME: &'static str;
+
+    /// Server-side apply leaves in a list or map what somebody else added to it, where it does harm or makes ours invalid. A merge patch that takes
+    /// it out, when there is such a thing.
+    fn without_strays(&self, _live: &Self) -> Option<Value> {
+        None
+    }
 }
 
 impl Kind for ServiceAccount {
@@ -266,6 +280,25 @@ impl Kind for ConfigMap {
 }
 impl Kind for Service {
     const NAME: &'static str = "Service";
+
+    fn without_strays(&self, live: &Self) -> Option<Value> {
+        let (ours, live) = (self.spec.as_ref()?, live.spec.as_ref()?);
+        let keys = |spec: &ServiceSpec| -> BTreeSet<(i32, Option<String>)> {
+            let ports = spec.ports.iter().flatten();
+            ports.map(|p| (p.port, p.protocol.clone())).collect()
+        };
+        let wanted = ours.selector.clone().unwrap_or_default();
+        let stray_labels: serde_json::Map<String, Value> = live
+            .selector
+            .iter()
+            .flatten()
+            .filter(|(label, _)| !wanted.contains_key(*label))
+            .map(|(label, _)| (label.clone(), Value::Null))
+            .collect();
+        let stray_port = !keys(live).is_subset(&keys(ours));
+        (stray_port || !stray_labels.is_empty())
+            .then(|| json!({"spec": {"ports": ours.ports, "selector": stray_labels}}))
+    }
 }
 impl Kind for PodDisruptionBudget {
     const NAME: &'static str = "PodDisruptionBudget";

@@ -44,7 +44,13 @@ func run(namesrv, topic, number string) error {
 	sent := map[string]bool{}
 	for i := 0; i < count; i++ {
 		body := fmt.Sprintf("%s-%d", unique, i)
-		r, err := p.SendSync(context.Background(), primitive.NewMessage(topic, []byte(body)))
+		var r *primitive.SendResult
+		for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
+			r, err = p.SendSync(context.Background(), primitive.NewMessage(topic, []byte(body)))
+			if err == nil || time.Now().After(end) {
+				break
+			}
+		}
 		if err != nil {
 			return fmt.Errorf("send %d: %w", i, err)
 		}

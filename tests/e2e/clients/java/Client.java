@@ -32,7 +32,16 @@ public class Client {
     static long longestStallMs = 0;
     static String namesrv, topic;
 
-    public static void main(String[] args) throws Exception {
+    public static void main(String[] args) {
+        try {
+            run(args);
+        } catch (Throwable e) {
+            e.printStackTrace();
+            Runtime.getRuntime().halt(1); // the clients' threads would keep the process
+        }
+    }
+
+    static void run(String[] args) throws Exception {
         System.setProperty("rocketmq.client.logLevel", "WARN");
         namesrv = args[1];
         topic = args[2];
@@ -121,7 +130,8 @@ public class Client {
                 if (result.getSendStatus() == SendStatus.SEND_OK) break;
                 System.err.println("send: " + result);
             } catch (org.apache.rocketmq.client.exception.MQClientException | org.apache.rocketmq.remoting.exception.RemotingException
-                     | org.apache.rocketmq.client.exception.MQBrokerException e) {
+                     | org.apache.rocketmq.client.exception.MQBrokerException | IllegalStateException e) {
+                // IllegalStateException: no name server could be reached at all
                 System.err.println("send: " + e);
             }
             refused++;
