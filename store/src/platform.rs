@@ -6,7 +6,7 @@ use std::fs::File;
 #[cfg(target_os = "linux")]
 pub fn memory_bytes() -> Option<u64> {
     let info = rustix::system::sysinfo();
-    let total = u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit));
+    let total = info.totalram.saturating_mul(u64::from(info.mem_unit));
     (total > 0).then_some(total)
 }
 
