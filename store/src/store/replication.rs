@@ -1,0 +1,155 @@
+//! What replication and Raft need beside appending: cutting, beginning elsewhere, raw ranges.
+
+use super::*;
+
+impl Store {
+    /// Drops everything from `position`, a record border, on: log, queues, what is pending.
+    pub fn truncate_to(&self, position: u64) -> Result<(), Error> {
+        self.flush_all_written();
+        let _flushing = self.flushing.lock();
+        let mut checkpoint = self.checkpoint.lock();
+        let mut writer = self.writer.lock();
+        let mut state = self.append.lock();
+        let end = state.tail.position;
+        if position > end || position < self.log.min() {
+            return Err(Error::Invalid(format!(
+                "cannot truncate to {position}: the log holds {}..{end}",
+                self.log.min()
+            )));
+        }
+        if let Some(reason) = self.poisoned() {
+            return Err(NotWritable::Poisoned(reason).into());
+        }
+        self.queues.write_dirty(self.ring.oldest())?;
+        if let Some(index) = &self.index {
+            index.write()?;
+        }
+        state.pending.clear();
+        writer.batch.clear();
+        writer.unconfirmed.retain(|a| a.phy_offset < position);
+        // Queues first: a crash in between leaves a log that is longer than they are, which recovery mends.
+        forget_table(&self.config)?;
+        let last_phy = self.queues.truncate_to(position)?.unwrap_or(u64::MAX);
+        if let Some(index) = &self.index {
+            index.truncate_to(position)?;
+        }
+        for mark in [
+            &self.confirm,
+            &self.confirm_limit,
+            &self.flushed,
+            &self.written,
+            &self.appended,
+        ] {
+            mark.fetch_min(position, Ordering::AcqRel);
+        }
+        if self.scan_from.load(Ordering::Acquire) != u64::MAX {
+            self.scan_from.fetch_min(position, Ordering::AcqRel);
+        }
+        writer.last_phy = last_phy;
+        state.tail = self.ring.reset(position);
+        state.segment_end = position - position % self.log.size() + self.log.size();
+        self.prepared.store(position, Ordering::Relaxed);
+        self.write_target.store(position, Ordering::Relaxed);
+        self.log.cut(position)?;
+        // What was known about the log beyond `position` no longer holds.
+        checkpoint.offsets.dispatched = self.confirm_offset();
+        checkpoint.offsets.synced = 0;
+        checkpoint.synced_dispatch = 0;
+        checkpoint.offsets.last_phy = last_phy;
+        checkpoint.offsets.queues = self.queues.count_on_disk() as u64;
+        checkpoint.offsets.index_last_phy = self
+            .index
+            .as_ref()
+            .and_then(IndexService::last_phy)
+            .unwrap_or(u64::MAX);
+        let path = self.config.root.join("checkpoint");
+        checkpoint.offsets.checkpoint.logics_msg_timestamp = 0;
+        checkpoint
+            .files
+            .write(&checkpoint.offsets)
+            .map_err(|e| Error::io("write", path, e))
+    }
+
+    /// An empty store begins its log at `position`, the begin of a segment (a slave that copies from the middle).
+    pub fn start_at(&self, position: u64) -> Result<(), Error> {
+        let _writer = self.writer.lock();
+        let mut state = self.append.lock();
+        if self.log.last_end() > self.log.min() && state.tail.position != self.log.min() {
+            return Err(Error::Invalid(format!(
+                "the log holds {}..{}",
+                self.log.min(),
+                state.tail.position
+            )));
+        }
+        if !position.is_multiple_of(self.log.size()) {
+            return Err(Error::Invalid(format!(
+                "{position} is not the begin of a segment of {} bytes",
+                self.log.size()
+            )));
+        }
+        self.log.clear(position)?;
+        for mark in [
+            &self.confirm,
+            &self.confirm_limit,
+            &self.flushed,
+            &self.written,
+            &self.appended,
+            &self.prepared,
+            &self.write_target,
+        ] {
+            mark.store(position, Ordering::Release);
+        }
+        self.queues.set_log_end(position);
+        state.tail = self.ring.reset(position);
+        state.segment_end = position + self.log.size();
+        Ok(())
+    }
+
+    /// Raw log bytes from `position` up to `written`, never across a segment, padding as zeros; returns how many were
+    /// appended to `out`.
+    pub fn read_range(&self, position: u64, max: usize, out: &mut Vec<u8>) -> Result<usize, Error> {
+        let written = self.written();
+        if position < self.log.min() || position > written {
+            return Err(Error::Invalid(format!(
+                "{position} is not within {}..{written}",
+                self.log.min()
+            )));
+        }
+        let segment_end = position - position % self.log.size() + self.log.size();
+        let len = (written.min(segment_end) - position).min(max as u64) as usize;
+        self.read_log(position, len, out)?;
+        Ok(len)
+    }
+
+    /// Exactly `len` bytes below `appended` from ring or file.
+    pub(crate) fn read_log(
+        &self,
+        position: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let start = out.len();
+        if self
+            .ring
+            .cursor()
+            .read(position, position + len as u64, |piece| {
+                out.extend_from_slice(piece)
+            })
+        {
+            return Ok(());
+        }
+        out.truncate(start);
+        out.resize(start + len, 0);
+        let n = self
+            .log
+            .read(position, &mut out[start..])
+            .map_err(|e| Error::io("read", self.log.dir(), e))?;
+        if n < len {
+            out.truncate(start);
+            return Err(Error::Invalid(format!(
+                "{len} bytes at {position} are not in the log"
+            )));
+        }
+        Ok(())
+    }
+}
