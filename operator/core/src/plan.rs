@@ -284,12 +284,7 @@ fn roll(cluster: &ValidatedCluster, objects: &Objects, observed: &Observed) -> R
             continue;
         }
         let Some(revision) = settled_revision(observed.stateful_set(&wanted.stateful_set)) else {
-            on_its_way.get_or_insert_with(|| {
-                format!(
-                    "Kubernetes has not seen the last change of {}",
-                    wanted.stateful_set
-                )
-            });
+            on_its_way.get_or_insert_with(|| not_seen_yet(&wanted.stateful_set));
             continue;
         };
         let well = is_well(&wanted, pod);
@@ -341,6 +336,11 @@ pub fn settled_revision(set: Option<&StatefulSet>) -> Option<String> {
     let status = set.status.as_ref()?;
     let seen = status.observed_generation.unwrap_or(0) >= set.metadata.generation.unwrap_or(0);
     seen.then(|| status.update_revision.clone()).flatten()
+}
+
+/// Why nothing can be said about the pods of a StatefulSet that has just changed.
+pub fn not_seen_yet(stateful_set: &str) -> String {
+    format!("Kubernetes has not seen the last change of {stateful_set}")
 }
 
 /// Whether a pod does what it is there for; else a sentence.

@@ -7,6 +7,7 @@ mod apply;
 mod dereference;
 mod status;
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -167,22 +168,32 @@ async fn steps(object: &Guarded, context: &Context) -> Result<Action, Error> {
         Ok(seen) => seen,
         Err(error) => return failed(context, cluster, None, error).await,
     };
-    let plan = plan(&validated, &seen.observed);
-    if !plan.cluster.paused
-        && let Err(error) = carry_out(context, cluster, &plan, &seen).await
-    {
-        return failed(context, cluster, Some((&plan, &seen.observed)), error).await;
+    let mut plan = plan(&validated, &seen.observed);
+    if !plan.cluster.paused {
+        match carry_out(context, cluster, &plan, &seen).await {
+            // Pods can be compared with a new template only when Kubernetes has given it a revision; until then it is not "all as asked".
+            Ok(changed) => {
+                let first = changed.first();
+                plan.waiting = plan
+                    .waiting
+                    .or_else(|| first.map(|set| operator_core::plan::not_seen_yet(set)));
+            }
+            Err(error) => {
+                return failed(context, cluster, Some((&plan, &seen.observed)), error).await;
+            }
+        }
     }
     let written = status::of(context, cluster, &plan, &seen.observed).await?;
     Ok(Action::requeue(next_look(&plan, written.as_ref())))
 }
 
+/// Returns the StatefulSets that changed.
 async fn carry_out(
     context: &Context,
     cluster: &RocketCluster,
     plan: &Plan,
     seen: &dereference::Seen,
-) -> Result<(), Error> {
+) -> Result<BTreeSet<String>, Error> {
     let changed = apply::apply(context, cluster, &plan.objects, seen).await?;
     if let Some(restart) = &plan.restart {
         // The plan rests on what was seen before the apply: a StatefulSet that has just changed is looked at again first.
@@ -192,7 +203,8 @@ async fn carry_out(
             apply::restart(context, cluster, restart).await?;
         }
     }
-    apply::sweep(context, cluster, &plan.objects, seen).await
+    apply::sweep(context, cluster, &plan.objects, seen).await?;
+    Ok(changed)
 }
 
 /// The error is told in the status before it is returned, where that is possible.

@@ -219,6 +219,9 @@ async fn a_new_image_rolls_every_pod_one_by_one() {
         "demo",
         json!({"mode": "multi-master", "image": {"tag": "2.0"}}),
     );
+    // From the first look on it is told that the change is not done.
+    look(&fake, &context, "demo").await.unwrap();
+    assert_eq!(condition(&fake, "demo", "Progressing").0, "True");
     settle(&fake, &context, "demo").await;
     assert_eq!(
         restarts(&fake),
