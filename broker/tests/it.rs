@@ -999,3 +999,61 @@ async fn what_an_answer_says_is_there_the_name_server_knows() {
     broker.shutdown().await;
     names.shutdown().await;
 }
+
+async fn get(port: u16, path: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+        .await
+        .unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_and_metrics_are_served_over_http() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = name_server(folder.path()).await;
+    let (broker, port) = loop {
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let config = BrokerConfig {
+            http_port: free,
+            ..config(folder.path(), "b", Some(&names))
+        };
+        if let Ok(broker) = Broker::start(config.validate().unwrap()).await {
+            break (broker, free);
+        }
+    };
+    until("registered", || broker.ready().is_ok()).await;
+    Client::of(&broker).send("T", "", b"x").await;
+    for path in ["/livez", "/readyz", "/startupz"] {
+        let answer = get(port, path).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    }
+    let metrics = get(port, "/metrics").await;
+    for line in [
+        "rocketmq_broker_put_messages_total 1",
+        "rocketmq_broker_put_latency_seconds_count 1",
+        "rocketmq_broker_registered_name_servers 1",
+        "rocketmq_store_writable 1",
+        "# TYPE rocketmq_broker_put_messages counter",
+        "# EOF",
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line} in\n{metrics}");
+    }
+    names.shutdown().await;
+    until("not ready", || broker.ready().is_err()).await;
+    let answer = get(port, "/readyz").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503")
+            && answer.contains("not registered with any name server"),
+        "{answer}"
+    );
+    broker.shutdown().await;
+}

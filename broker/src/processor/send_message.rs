@@ -807,6 +807,7 @@ fn answer_when_announced(
                 .writer()
                 .write(&mut out, &answer, answer.code, None, ids);
             connection.send_encoded(&out);
+            broker.metrics.put_latency.record(answer.started.elapsed());
         } else if let Some(reason) = broker.store.poisoned() {
             broker.acks.fail_all(&reason);
         }
