@@ -14,6 +14,15 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROCKETCLUSTER_CACHE/target}
 export REPOSITORY=${REPOSITORY:-localhost/rocketcluster} TAG=${TAG:-dev} NODES=${NODES:-2}
 say() { printf '[%4d s] %s\n' "$SECONDS" "$*"; }
 
+need() { # programs that nothing here installs
+  local p; for p in "$@"; do command -v "$p" >/dev/null || { echo "tests/e2e/run.sh needs $p" >&2; exit 1; }; done
+}
+need cargo go mvn javac jlink
+[ -z "${E2E_KUBECONFIG:-}" ] || need kubectl helm buildah gcc readelf strip
+mkdir -p "$ROCKETCLUSTER_CACHE"
+exec 8>"$ROCKETCLUSTER_CACHE/e2e.lock" # one run at a time: a machine has one such cluster
+flock -n 8 || { say "waiting for another run"; flock 8; }
+
 cluster=
 finish() { # the cluster never outlives the run
   local code=$?
@@ -57,11 +66,11 @@ else
   "$e2e/cluster/images/build.sh"
   cluster=yes
   say "starting a cluster of $NODES nodes"
-  "$e2e/cluster/up.sh"
+  "$e2e/cluster/up.sh" 8>&-
   say "loading images"
   "$e2e/cluster/load-images.sh" "$archives"/*.tar "$archives"/next/*.tar "$clients"
   export E2E_CLUSTER_SCRIPTS=$e2e/cluster
 fi
 say "scenarios"
-"$suite" "$@"
+"$suite" "$@" 8>&-
 say "done"
