@@ -59,6 +59,8 @@ const PREPARE_STEP: u64 = 16 << 20;
 const PREPARE_MARGIN: u64 = 4 << 20;
 /// A clock that is set back by up to this much is waited for.
 const MAX_CLOCK_STEP_BACK_MS: i64 = 60_000;
+/// Rounds that one caller of `drive` writes for all.
+const MAX_ROUNDS: usize = 16;
 /// Slices of one `pwritev`.
 const MAX_SLICES: usize = 64;
 
@@ -180,6 +182,7 @@ impl Signal {
 
 #[derive(Default)]
 struct Signals {
+    write: Signal,
     flush: Signal,
     dispatch: Signal,
     prepare: Signal,
@@ -433,6 +436,14 @@ impl Store {
 
     fn start_threads(self: &Arc<Self>) -> Result<(), Error> {
         let interval = self.config.flush_interval.max(Duration::from_millis(1));
+        self.thread(
+            "store-write",
+            |s| &s.write,
+            Duration::from_secs(1),
+            |store| {
+                store.drive_rounds(usize::MAX);
+            },
+        )?;
         self.thread("store-flush", |s| &s.flush, interval, Store::flush_round)?;
         self.thread(
             "store-dispatch",
@@ -739,6 +750,7 @@ impl Store {
     fn stop_threads(&self) {
         self.signals.stop.store(true, Ordering::Release);
         for signal in [
+            &self.signals.write,
             &self.signals.flush,
             &self.signals.dispatch,
             &self.signals.prepare,

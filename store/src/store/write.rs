@@ -4,18 +4,33 @@ use super::*;
 
 impl Store {
     /// If nobody writes: writes all that is pending, dispatches it and calls the listeners. Else returns at once.
+    ///
+    /// A caller that finds new work again and again, because others keep appending, hands the role over to a thread of
+    /// the store: its own connections wait meanwhile.
     pub fn drive(&self) {
+        if !self.drive_rounds(MAX_ROUNDS) {
+            self.signals.write.raise();
+        }
+    }
+
+    /// False if there was still work after so many rounds.
+    pub(super) fn drive_rounds(&self, mut rounds: usize) -> bool {
         loop {
             // Pairs with the fence below: either our caller's append is seen by who writes now, or we get the lock.
             fence(Ordering::SeqCst);
             let Some(mut writer) = self.writer.try_lock() else {
-                return;
+                return true;
             };
-            while self.write_round(&mut writer) {}
+            while rounds > 0 && self.write_round(&mut writer) {
+                rounds -= 1;
+            }
             drop(writer);
             fence(Ordering::SeqCst);
             if !self.has_work() {
-                return;
+                return true;
+            }
+            if rounds == 0 {
+                return false;
             }
         }
     }
