@@ -44,6 +44,8 @@ const BLOCKING_WORKERS: usize = 8;
 const INNER_PUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Work that may wait for such a thread; more is refused as overload.
 const MAX_BLOCKING_WAITING: usize = 10_000;
+/// Bytes of administrative requests that are being served or wait; more are refused as overload.
+const MAX_REQUEST_BYTES_IN_HAND: usize = 64 * 1024 * 1024;
 /// Pulls woken by one batch that are answered on the spot; more go to a thread that may take its time.
 const WOKEN_ON_THE_SPOT: usize = 64;
 /// How often the small duties run: statistics, flush time-outs.
@@ -135,6 +137,8 @@ pub struct Broker {
     pub cold_reads: BlockingPool,
     /// Administrative requests that read or write files, or wait for the log.
     pub blocking: BlockingPool,
+    /// Bounds what requests that are served elsewhere than on their connection's task hold in memory.
+    pub(crate) in_hand: Arc<Semaphore>,
     /// When it started, ms since 1970.
     pub boot_timestamp: i64,
     status: Arc<Status>,
@@ -324,6 +328,7 @@ impl Broker {
             held: PullRequestHoldService::default(),
             cold_reads: BlockingPool::new(COLD_READERS),
             blocking: BlockingPool::new(BLOCKING_WORKERS),
+            in_hand: Arc::new(Semaphore::new(MAX_REQUEST_BYTES_IN_HAND)),
             consumers: ConsumerManager::default(),
             producers: ProducerManager::default(),
             connections: Connections::default(),

@@ -8,7 +8,9 @@ use anyhow::Context as _;
 use clap::Parser;
 
 use crate::broker::Broker;
-use crate::config::{self, BrokerConfig, KEYS, NOT_APPLICABLE, Settings, Source, Warning};
+use crate::config::{
+    self, BrokerConfig, BrokerRole, KEYS, NOT_APPLICABLE, Settings, Source, Warning,
+};
 
 /// Exit code of wrong use.
 const WRONG_USE: u8 = 2;
@@ -114,6 +116,26 @@ fn load(options: &Options) -> Result<(BrokerConfig, String, Vec<Warning>), confi
     Ok((config, hash, warnings))
 }
 
+/// Says where the value that cannot be was written, as far as it was.
+fn located(error: config::Error, options: &Options) -> anyhow::Error {
+    let config::Error::Refused { key, .. } = &error else {
+        return error.into();
+    };
+    let variable = remoting::properties::environment_name(key);
+    let from = if std::env::var_os(&variable).is_some() {
+        Some(Source::Environment(variable))
+    } else {
+        options.config.as_ref().and_then(|path| {
+            let line = config::line_of(&std::fs::read(path).ok()?, key)?;
+            Some(Source::File(path.clone(), line))
+        })
+    };
+    match from {
+        Some(from) => anyhow::anyhow!("{from}: {error}"),
+        None => error.into(),
+    }
+}
+
 fn run(options: &Options) -> anyhow::Result<()> {
     let (config, hash, warnings) = load(options)?;
     for warning in warnings {
@@ -130,7 +152,12 @@ fn run(options: &Options) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let mut settings = config.validate()?;
+    if config.broker_role == BrokerRole::SyncMaster {
+        eprintln!(
+            "warning: brokerRole=SYNC_MASTER: replication is not served yet, so every send is stored on this broker alone and answered SLAVE_NOT_AVAILABLE"
+        );
+    }
+    let mut settings = config.validate().map_err(|error| located(error, options))?;
     settings.config_hash = hash;
     settings.config_path.clone_from(&options.config);
     let workers = usize::try_from(settings.raw.worker_threads).unwrap_or(0);

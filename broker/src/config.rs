@@ -673,6 +673,16 @@ pub fn find_key(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|k| k.name == name)
 }
 
+/// The line of a properties text that sets this key, historic spellings included; the last one counts.
+pub fn line_of(text: &[u8], key: &str) -> Option<usize> {
+    let properties = Properties::parse(text).ok()?;
+    properties
+        .iter()
+        .filter(|property| find_key(&property.key).is_some_and(|found| found.name == key))
+        .map(|property| property.line)
+        .last()
+}
+
 impl Key {
     /// The value in force, as text.
     pub fn value(&self, config: &BrokerConfig) -> String {
@@ -1316,6 +1326,14 @@ mod tests {
             let refusal = refusal(text);
             assert!(refusal.starts_with(beginning), "{refusal}");
         }
+    }
+
+    #[test]
+    fn the_line_of_a_refused_value_is_found() {
+        let text = b"deleteWhen=4\n# c\nmapedFileSizeCommitLog=1\ndeleteWhen=25\n";
+        assert_eq!(line_of(text, "deleteWhen"), Some(4));
+        assert_eq!(line_of(text, "mappedFileSizeCommitLog"), Some(3));
+        assert_eq!(line_of(text, "brokerName"), None);
     }
 
     #[test]

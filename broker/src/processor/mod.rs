@@ -144,6 +144,9 @@ impl Service for FrontDoor {
     }
 }
 
+/// A request in hand costs at least this much, whatever the length of its frame.
+const LEAST_WEIGHT: usize = 4 * 1024;
+
 type LaterAnswer = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// How a request is served.
@@ -272,36 +275,51 @@ fn dispatch(
             connection.send(&reply);
         });
     };
+    let busy = || {
+        Err(Refusal::new(
+            response_code::SYSTEM_BUSY,
+            "[OVERLOAD]system busy, start flow control for a while",
+        ))
+    };
+    let take = || {
+        let weight = request.frame_len.max(LEAST_WEIGHT);
+        let weight = u32::try_from(weight).unwrap_or(u32::MAX);
+        Arc::clone(&broker.in_hand)
+            .try_acquire_many_owned(weight)
+            .ok()
+    };
     match handler(request.header.code) {
         None => here(Ok(RemotingCommand::not_supported(request.header.code)), out),
         Some(Handler::Here(serve)) => here(serve(broker, &request.to_command()), out),
         Some(Handler::Client(serve)) => here(serve(broker, connection, &request.to_command()), out),
         Some(Handler::Blocking(serve)) => {
+            let Some(held) = take() else {
+                return here(busy(), out);
+            };
             let (worker, asking, command) = (
                 Arc::clone(broker),
                 Arc::clone(connection),
                 request.to_command(),
             );
             let taken = broker.blocking.run(move || {
+                let _held = held;
                 asking.send(&reply(&command, serve(&worker, &command)));
             });
             if !taken {
-                here(
-                    Err(Refusal::new(
-                        response_code::SYSTEM_BUSY,
-                        "[OVERLOAD]system busy, start flow control for a while",
-                    )),
-                    out,
-                );
+                here(busy(), out);
             }
         }
         Some(Handler::Relay(ask)) => {
+            let Some(held) = take() else {
+                return here(busy(), out);
+            };
             let (broker, asking, command) = (
                 Arc::clone(broker),
                 Arc::clone(connection),
                 request.to_command(),
             );
             tokio::spawn(async move {
+                let _held = held;
                 let answer = ask(broker, command.clone()).await;
                 asking.send(&reply(&command, answer));
             });

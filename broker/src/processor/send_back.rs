@@ -81,7 +81,7 @@ pub(crate) fn consumer_send_msg_back(broker: &Arc<Broker>, request: &RemotingCom
     let is_dead = record.reconsume_times >= max_reconsume_times || requested_level < 0;
     let delay = match (is_dead, requested_level) {
         (true, _) => 0,
-        (false, 0) => FIRST_RETRY_LEVEL + record.reconsume_times,
+        (false, 0) => FIRST_RETRY_LEVEL.saturating_add(record.reconsume_times),
         (false, level) => level,
     };
     if is_dead {
@@ -109,7 +109,7 @@ pub(crate) fn consumer_send_msg_back(broker: &Arc<Broker>, request: &RemotingCom
         sys_flag: record.sys_flag,
         born_timestamp: record.born_timestamp,
         born_host: record.born_host,
-        reconsume_times: record.reconsume_times + 1,
+        reconsume_times: record.reconsume_times.saturating_add(1),
         prepared_transaction_offset: 0,
         body: record.body,
         properties: &String::from_utf8_lossy(&properties),

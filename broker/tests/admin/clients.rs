@@ -1,7 +1,9 @@
 use remoting::protocol::body::MessageModel;
 use remoting::protocol::{RemotingCommand, request_code as code, response_code};
 
-use crate::support::{Rig, assert_recorded_shape, consumer, producer, recorded, until, value};
+use crate::support::{
+    PATIENCE, Rig, assert_recorded_shape, consumer, producer, recorded, until, value,
+};
 
 #[tokio::test]
 async fn members_learn_of_each_other_and_of_a_lost_connection() {
@@ -254,6 +256,33 @@ async fn relays_carry_the_clients_answer_back() {
         (offline.code, offline.remark.as_deref()),
         (1, Some("The Consumer <G> <nobody> not online"))
     );
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn requests_in_hand_have_a_bound_of_memory() {
+    let rig = Rig::start().await;
+    let silent = rig.client();
+    silent.answers(|_| None);
+    silent.heartbeat(&consumer("c1", "G", &["T"])).await;
+    let fields = [("consumerGroup", "G"), ("clientId", "c1")];
+    let large = RemotingCommand {
+        ext_fields: fields.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        ..RemotingCommand::request(code::GET_CONSUMER_RUNNING_INFO)
+    }
+    .with_body(vec![b'x'; 15 * 1024 * 1024]);
+    // Four such relays fill the bound while their client is silent; the others are refused at once.
+    let address = rig.broker.listen_address().to_string();
+    let mut answers = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let (caller, address, large) = (rig.client().remoting, address.clone(), large.clone());
+        answers.spawn(async move { caller.invoke(&address, large, PATIENCE).await });
+    }
+    for _ in 0..2 {
+        let refused = answers.join_next().await.unwrap().unwrap().unwrap();
+        assert_eq!(refused.code, response_code::SYSTEM_BUSY);
+    }
+    drop(answers);
     rig.stop().await;
 }
 

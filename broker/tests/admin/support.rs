@@ -15,7 +15,7 @@ use store::{Clock, SystemClock};
 use tempfile::TempDir;
 
 /// Longest wait for anything; reached only by a failing test.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Rig {
     pub(crate) broker: Arc<Broker>,
