@@ -218,6 +218,11 @@ impl Broker {
     ) -> Result<Arc<Self>, StartError> {
         let mut settings = settings;
         settings.resolve_advertised().await?;
+        if settings.raw.broker_role == BrokerRole::SyncMaster {
+            tracing::warn!(
+                "brokerRole=SYNC_MASTER: no slave can follow yet; sends are stored and answered SLAVE_NOT_AVAILABLE"
+            );
+        }
         let raw = settings.raw.clone();
         let listener = bind(SocketAddr::new(settings.bind_address, raw.listen_port)).await?;
         let listen_address = listener.local_addr().map_err(|source| StartError::Bind {

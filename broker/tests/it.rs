@@ -1057,3 +1057,27 @@ async fn probes_and_metrics_are_served_over_http() {
     );
     broker.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_synchronous_master_without_a_slave_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let role = broker::config::BrokerRole::SyncMaster;
+    let broker = start(BrokerConfig {
+        broker_role: role,
+        ..config(folder.path(), "b", None)
+    })
+    .await;
+    let client = Client::of(&broker);
+    let sent = client.send("T", "", b"stored").await;
+    assert_eq!(sent.code, response_code::SLAVE_NOT_AVAILABLE);
+    assert_eq!(ext(&sent, "queueOffset"), "0");
+    let hurried = client
+        .send("T", &properties(&[("WAIT", "false")]), b"too")
+        .await;
+    assert_eq!(hurried.code, response_code::SUCCESS);
+    assert_eq!(
+        bodies(&client.pull("T", 0, 0, "*", 0).await),
+        ["stored", "too"]
+    );
+    broker.shutdown().await;
+}
