@@ -8,9 +8,7 @@ use anyhow::Context as _;
 use clap::Parser;
 
 use crate::broker::Broker;
-use crate::config::{
-    self, BrokerConfig, BrokerRole, KEYS, NOT_APPLICABLE, Settings, Source, Warning,
-};
+use crate::config::{self, BrokerConfig, KEYS, NOT_APPLICABLE, Settings, Source, Warning};
 
 /// Exit code of wrong use.
 const WRONG_USE: u8 = 2;
@@ -151,11 +149,6 @@ fn run(options: &Options) -> anyhow::Result<()> {
             }
         }
         return Ok(());
-    }
-    if config.broker_role == BrokerRole::SyncMaster {
-        eprintln!(
-            "warning: brokerRole=SYNC_MASTER: replication is not served yet, so every send is stored on this broker alone and answered SLAVE_NOT_AVAILABLE"
-        );
     }
     let mut settings = config.validate().map_err(|error| located(error, options))?;
     settings.config_hash = hash;

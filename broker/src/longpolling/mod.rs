@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -71,7 +71,11 @@ impl PullRequestHoldService {
         deadline: Instant,
     ) -> Option<PullJob> {
         let mut table = self.table.lock();
+        // Counted before the queue is looked at: a message that this look misses then finds the count, and waits for the lock.
+        self.count.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         if job.queue.max_offset() > job.offset || !connection.is_open() {
+            self.count.fetch_sub(1, Ordering::Relaxed);
             return Some(job);
         }
         let id = table.next_id;
@@ -93,7 +97,6 @@ impl PullRequestHoldService {
             deadline,
             id,
         });
-        self.count.fetch_add(1, Ordering::Relaxed);
         drop(table);
         if first {
             self.earlier.notify_one();
@@ -104,6 +107,8 @@ impl PullRequestHoldService {
     /// The pulls that a batch of new records wakes.
     pub fn arrived(&self, arrivals: &[Arrival]) -> Vec<Held> {
         let mut woken = Vec::new();
+        // After the queues moved on; the counterpart stands in `hold`.
+        fence(Ordering::SeqCst);
         if self.is_empty() {
             return woken;
         }
