@@ -15,6 +15,7 @@ use remoting::protocol::command::ReplyKey;
 use remoting::protocol::{RemotingCommand, request_code as request, response_code as response};
 use remoting::server::{Request, Service};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use crate::kv_config::ORDER_TOPIC_CONFIG;
 use crate::route_info::{Registration, Unregistration};
@@ -26,7 +27,14 @@ const ZONE_MODE: &str = "__ZONE_MODE";
 const CRC_MASK: u32 = 0x7fff_ffff;
 const FAQ: &str = "See https://rocketmq.apache.org/docs/bestPractice/06FAQ for further details.";
 
+/// Bytes of requests that wait to write a file; more are answered SYSTEM_BUSY.
+pub(crate) const MAX_WRITES_IN_HAND_BYTES: usize = 64 * 1024 * 1024;
+/// Such a request costs at least this much, whatever its length.
+const LEAST_WEIGHT: usize = 4 * 1024;
+
 pub(crate) struct Processor {
+    /// One permit a byte of what waits to write a file.
+    pub(crate) in_hand: Arc<Semaphore>,
     pub(crate) state: Arc<State>,
 }
 
@@ -380,8 +388,7 @@ impl Processor {
                 Ok(()) => success(),
                 Err(e) => RemotingCommand::error(response::SYSTEM_ERROR, e.to_string()),
             }
-        });
-        None
+        })
     }
 
     fn delete_kv(
@@ -402,8 +409,7 @@ impl Processor {
                 Ok(()) => success(),
                 Err(e) => RemotingCommand::error(response::SYSTEM_ERROR, e.to_string()),
             }
-        });
-        None
+        })
     }
 
     fn get_kv(&self, command: &RemotingCommand) -> RemotingCommand {
@@ -449,8 +455,7 @@ impl Processor {
         };
         self.later(connection, command, move |state| {
             state.update_config(&properties)
-        });
-        None
+        })
     }
 
     /// Runs `work` where blocking is allowed and answers from there.
@@ -459,7 +464,20 @@ impl Processor {
         connection: &Arc<Connection>,
         command: &RemotingCommand,
         work: impl FnOnce(&State) -> RemotingCommand + Send + 'static,
-    ) {
+    ) -> Option<RemotingCommand> {
+        let fields: usize = command
+            .ext_fields
+            .iter()
+            .map(|(k, v)| k.len() + v.len())
+            .sum();
+        let weight = (command.body.len() + fields).max(LEAST_WEIGHT);
+        let weight = u32::try_from(weight).unwrap_or(u32::MAX);
+        let Ok(held) = Arc::clone(&self.in_hand).try_acquire_many_owned(weight) else {
+            return Some(RemotingCommand::error(
+                response::SYSTEM_BUSY,
+                "too much waits to be written; try again",
+            ));
+        };
         let (state, connection) = (self.state.clone(), connection.clone());
         let request = ReplyKey {
             opaque: command.opaque,
@@ -467,11 +485,13 @@ impl Processor {
             oneway: command.is_oneway(),
         };
         tokio::task::spawn_blocking(move || {
+            let _held = held;
             let reply = work(&state);
             if !request.oneway {
                 connection.send(&reply.reply_to(&request));
             }
         });
+        None
     }
 }
 
@@ -528,4 +548,32 @@ fn required(command: &RemotingCommand, key: &str) -> Option<String> {
 
 fn number(command: &RemotingCommand, key: &str) -> Option<i64> {
     text(command, key)?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::NamesrvConfig;
+    use crate::kv_config::KvConfigManager;
+
+    #[tokio::test]
+    async fn what_waits_to_be_written_is_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let kv = KvConfigManager::load(&folder.path().join("kvConfig.json")).unwrap();
+        let (state, _waiting) = State::new(NamesrvConfig::default(), kv);
+        let processor = Processor {
+            in_hand: Arc::new(Semaphore::new(LEAST_WEIGHT)),
+            state,
+        };
+        let address = "127.0.0.1:1".parse().unwrap();
+        let connection = Connection::detached(address, address);
+        let put = RemotingCommand::request(request::PUT_KV_CONFIG)
+            .with_ext("namespace", "n")
+            .with_ext("key", "k");
+        let large = put.clone().with_ext("value", "x".repeat(LEAST_WEIGHT));
+        let refused = processor.put_kv(&connection, &large).unwrap();
+        assert_eq!(refused.code, response::SYSTEM_BUSY);
+        let small = put.with_ext("value", "v");
+        assert!(processor.put_kv(&connection, &small).is_none());
+    }
 }

@@ -7,12 +7,13 @@ use std::time::Duration;
 use remoting::http::{self, Health};
 use remoting::server::{ServerConfig, serve};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::NamesrvConfig;
 use crate::kv_config::{self, KvConfigManager};
-use crate::processor::Processor;
+use crate::processor::{MAX_WRITES_IN_HAND_BYTES, Processor};
 use crate::state::State;
 
 /// Why it did not start: one line for the user.
@@ -95,6 +96,7 @@ impl NameServer {
         };
         let shutdown = CancellationToken::new();
         let processor = Arc::new(Processor {
+            in_hand: Arc::new(Semaphore::new(MAX_WRITES_IN_HAND_BYTES)),
             state: state.clone(),
         });
         let token = shutdown.clone();
