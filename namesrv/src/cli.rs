@@ -25,6 +25,9 @@ struct Args {
     /// Print the effective configuration and exit
     #[arg(short = 'p', long = "printConfigItem")]
     print_config: bool,
+    /// Print every key with its meaning and exit
+    #[arg(long)]
+    keys: bool,
 }
 
 /// `args` with the program's name first. Exit code: 0 done, 1 failed, 2 wrong use.

@@ -149,6 +149,9 @@ macro_rules! namesrv_config {
         }
 
         impl NamesrvConfig {
+            /// Every key that has an effect, with what it means and its default.
+            const MEANINGS: &'static [(&'static str, &'static str)] = &[$(($key, concat!($($doc),*)),)*];
+
             /// Every key that has an effect.
             pub const KEYS: &'static [&'static str] = &[$($key,)*];
 
@@ -324,6 +327,29 @@ impl NamesrvConfig {
         Ok((next, warnings))
     }
 
+    /// A page of all keys: `mqnamesrv --keys`, and `docs/namesrv-keys.md`.
+    pub fn key_table() -> String {
+        use fmt::Write as _;
+        let mut out = String::from(
+            "# Keys of `namesrv.conf`\n\nPrinted by `mqnamesrv --keys`. An environment variable sets a key too: `listenPort` by `ROCKETMQ_LISTEN_PORT`.\nDefaults < file < environment.\n\n| Key | Changed by request 318 | Meaning |\n|---|---|---|\n",
+        );
+        for (key, meaning) in Self::MEANINGS {
+            let change = match key {
+                _ if NOT_UPDATABLE.contains(key) => "never",
+                _ if STATIC.contains(key) => "after a restart",
+                _ => "at once",
+            };
+            let _ = writeln!(out, "| {key} | {change} | {} |", meaning.trim());
+        }
+        let without: Vec<&str> = WITHOUT_EFFECT
+            .iter()
+            .copied()
+            .filter(|k| *k != "configHash")
+            .collect();
+        let _ = writeln!(out, "\nAccepted, without effect: {}.", without.join(", "));
+        out
+    }
+
     /// The text of 319 and `-p`: every key, sorted.
     pub fn to_properties(&self) -> String {
         let entries: BTreeMap<_, _> = self.entries().into_iter().collect();
@@ -456,6 +482,16 @@ mod tests {
             update("supportActingMaster=maybe").unwrap_err(),
             UpdateError::Invalid(_)
         ));
+    }
+
+    /// `mqnamesrv --keys > docs/namesrv-keys.md` after a change of the keys.
+    #[test]
+    fn the_page_of_keys_is_true() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/namesrv-keys.md");
+        assert_eq!(
+            std::fs::read_to_string(path).unwrap(),
+            NamesrvConfig::key_table()
+        );
     }
 
     #[test]
