@@ -39,6 +39,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
         }
     };
+    if args.keys {
+        print!("{}", NamesrvConfig::key_table());
+        return ExitCode::SUCCESS;
+    }
     let (config, warnings) =
         match NamesrvConfig::load(args.config_file.as_deref(), |name| std::env::var(name).ok()) {
             Ok(loaded) => loaded,
