@@ -135,6 +135,15 @@ pub(crate) fn boot_id() -> [u8; 16] {
     id
 }
 
+/// Whether this is still the run of the kernel that was noted; no where the system does not tell, since then a power loss cannot be ruled out.
+pub(crate) fn is_same_boot(noted: &[u8; 16]) -> bool {
+    is_known_and_equal(noted, &boot_id())
+}
+
+fn is_known_and_equal(noted: &[u8; 16], here: &[u8; 16]) -> bool {
+    *here != [0; 16] && noted == here
+}
+
 pub(crate) struct CheckpointFiles {
     checkpoint: File,
     offsets: File,
@@ -199,6 +208,13 @@ impl CheckpointFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unknown_boot_is_never_the_same() {
+        assert!(is_known_and_equal(&[7; 16], &[7; 16]));
+        assert!(!is_known_and_equal(&[7; 16], &[8; 16]));
+        assert!(!is_known_and_equal(&[0; 16], &[0; 16]));
+    }
 
     #[test]
     fn offsets_hold_only_beside_their_own_checkpoint_and_whole() {

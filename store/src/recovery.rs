@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, Offsets, boot_id};
+use crate::checkpoint::{Checkpoint, Offsets, is_same_boot};
 use crate::config::StoreConfig;
 use crate::consume_queue::{ConsumeQueues, CqUnit};
 use crate::error::Error;
@@ -230,7 +230,6 @@ pub(crate) fn recover(
         });
     }
     let min = log.min();
-    let here = boot_id();
     let mut lost_tail_from = None;
     let own = match own {
         Some(own) if stands(log, &own)? => Some(own),
@@ -240,7 +239,9 @@ pub(crate) fn recover(
         }
         _ => None,
     };
-    let trusted = own.as_ref().filter(|own| clean || own.boot_id == here);
+    let trusted = own
+        .as_ref()
+        .filter(|own| clean || is_same_boot(&own.boot_id));
     let queue_start = match (&own, trusted) {
         (Some(own), _) if (queues.count() as u64) < own.queues => {
             tracing::warn!(

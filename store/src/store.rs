@@ -23,7 +23,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use smallvec::SmallVec;
 
-use crate::checkpoint::{Checkpoint, CheckpointFiles, Offsets, boot_id};
+use crate::checkpoint::{Checkpoint, CheckpointFiles, Offsets, boot_id, is_same_boot};
 use crate::clock::Clock;
 use crate::config::{FlushDiskType, StoreConfig};
 use crate::consume_queue::{ConsumeQueue, ConsumeQueues};
@@ -297,7 +297,7 @@ impl Store {
         let (files, checkpoint, own) = CheckpointFiles::open(&root)?;
         let stop = match &own {
             _ if clean => Stop::Clean,
-            Some(own) if own.boot_id != boot_id() => Stop::PowerLost(own.synced),
+            Some(own) if !is_same_boot(&own.boot_id) => Stop::PowerLost(own.synced),
             _ => Stop::Killed,
         };
         let index = if config.message_index_enable {
