@@ -50,7 +50,7 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 net=127.$((100 + $$ / 250 % 100)).$(($$ % 250 + 1))
-namesrv_port=9876
+namesrv_port=29876 # not the standard ones: another server here may have taken them on every address
 start() { # start NAME COMMAND...
   local name=$1; shift
   "$@" > "$work/$name.log" 2>&1 &
@@ -86,7 +86,7 @@ storePathCommitLog=$work/$1/commitlog
 CONF
 }
 start_namesrv() { # start_namesrv ADDRESS: ours
-  printf 'bindAddress=%s\nkvConfigPath=%s\nconfigStorePath=%s\n' "$1" "$work/kvConfig.json" "$work/namesrv.properties" > "$work/namesrv.conf"
+  printf 'listenPort=29876\nhttpPort=29877\nbindAddress=%s\nkvConfigPath=%s\nconfigStorePath=%s\n' "$1" "$work/kvConfig.json" "$work/namesrv.properties" > "$work/namesrv.conf"
   start namesrv "$bin/mqnamesrv" -c "$work/namesrv.conf"
   wait_for 10 "the name server" listens "$1" $namesrv_port
 }
@@ -124,7 +124,7 @@ else
   start_namesrv $net.1
   n=11
   for b in broker-a broker-b; do
-    { broker_conf $b $net.$n 10911; printf 'bindAddress=%s\n' $net.$n; } > "$work/$b.conf"
+    { broker_conf $b $net.$n 30911; printf 'httpPort=30913\nbindAddress=%s\n' $net.$n; } > "$work/$b.conf"
     start $b "$bin/mqbroker" -c "$work/$b.conf"
     n=$((n + 1))
   done

@@ -2,17 +2,13 @@ package rocketcluster.clients;
 
 import java.util.Arrays;
 
-/** One entry point for what the rigs run: scenarios and mqadmin here, produce, consume and check also in a pod. */
+/** One entry point for what run.sh runs. */
 public final class Main {
     private static final String USAGE = """
         usage: java -cp 'lib/*' rocketcluster.clients.Main MODE --namesrv HOST:PORT [options]
           scenarios  [--only a,b] [--threads N]                    every scenario, one PASS or FAIL line each
           mqadmin    --dir FOLDER                                  the mqadmin commands, checked by their output
           topic      --topic T --queues N                          creates a topic on every master
-          produce    --topic T --count N [--rate PER_SECOND] [--size BYTES]      prints each acknowledged id
-          consume    --group G --topic T --count N [--timeout SECONDS]           prints each id and body
-          check      --topic T --group G --seconds N [--rate PER_SECOND] [--threads N] [--stop-file F]
-                                                                   a checked producer and consumer
         """;
 
     private Main() {
@@ -47,9 +43,6 @@ public final class Main {
                 }
                 yield 0;
             }
-            case "produce" -> Checked.produce(options);
-            case "consume" -> Checked.consume(options);
-            case "check" -> Checked.check(options);
             default -> throw new IllegalArgumentException("unknown mode " + mode);
         };
     }

@@ -110,6 +110,9 @@ final class Rig implements AutoCloseable {
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         // Routes of retry topics are learned by polling; everything else keeps its stock timing.
         consumer.setPollNameServerInterval(2_000);
+        // A rebalance gives the subscription a new version, and the heartbeat that tells the broker is skipped when another
+        // one is under way: pulls are then refused (25), by the original too, until the next heartbeat, 30 s by default.
+        consumer.setHeartbeatBrokerInterval(3_000);
         return consumer;
     }
 

@@ -555,7 +555,7 @@ final class Scenarios {
         for (int level = 0; level < seconds.length; level++) {
             long took = arrived.get("level " + level) - sent.get("level " + level);
             check(took >= seconds[level] * 1000L - 50, "level " + level + " came after " + took + " ms");
-            check(took <= seconds[level] * 1000L + 4000, "level " + level + " came only after " + took + " ms");
+            check(took <= seconds[level] * 1000L + 8000, "level " + level + " came only after " + took + " ms");
         }
         for (MessageExt message : inbox.all()) {
             equal(rig.topic, message.getTopic(), "topic");
@@ -772,7 +772,7 @@ final class Scenarios {
             String body = "latency " + i;
             long began = System.nanoTime();
             ok(producer.send(message(rig.topic, body)));
-            until(10, body, () -> arrived.containsKey(body));
+            until(20, body, () -> arrived.containsKey(body));
             latencies.add(arrived.get(body) - began);
         }
         latencies.sort(null);
