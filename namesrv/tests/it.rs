@@ -524,6 +524,8 @@ fn the_program_reports_wrong_use_and_failure_differently() {
     };
     assert_eq!(run(&["--nonsense"]).status.code(), Some(2));
     assert_eq!(run(&["-h"]).status.code(), Some(0));
+    let keys = run(&["--keys"]);
+    assert!(keys.status.success() && keys.stdout.starts_with(b"# Keys of `namesrv.conf`"));
     let printed = run(&["-p"]);
     assert!(
         String::from_utf8(printed.stdout)
