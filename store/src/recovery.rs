@@ -164,7 +164,8 @@ pub(crate) fn unit(arrival: &Arrival) -> CqUnit {
     }
 }
 
-/// Upstream's rule after an unclean stop: the newest file whose first record is not after the safe point.
+/// Upstream's rule after an unclean stop: the newest file whose first record is not after the safe point. Unlike
+/// upstream's, that record must be whole: a torn one may show any time.
 fn start_by_time(log: &Segments, checkpoint: &Checkpoint) -> Result<u64, Error> {
     let safe = checkpoint.safe_timestamp();
     for segment in log.all().iter().rev() {
@@ -172,7 +173,9 @@ fn start_by_time(log: &Segments, checkpoint: &Checkpoint) -> Result<u64, Error> 
         let n = log
             .read(segment.base, &mut head)
             .map_err(|e| Error::io("read", &segment.path, e))?;
-        if record::store_timestamp(&head[..n]).is_some_and(|t| t <= safe) {
+        if record::store_timestamp(&head[..n]).is_some_and(|t| t <= safe)
+            && record_stands(log, segment.base)?
+        {
             return Ok(segment.base);
         }
     }

@@ -50,6 +50,8 @@ impl Store {
                 .sync_data(&segment.file)
                 .and_then(|()| self.log.sync_entry(&segment));
             if let Err(e) = result {
+                // Listeners hear of it, and may shut the store down.
+                drop(flushing);
                 self.poison(format!("fdatasync {}: {e}", segment.path.display()));
                 return;
             }
