@@ -110,33 +110,32 @@ pub(crate) fn choose(
                 .iter()
                 .all(|(place, port)| free(SocketAddr::new(addresses.ip(*place), *port)))
     };
-    if !many {
-        let blocks =
-            (FIRST_PORT..u16::MAX - PORTS_PER_CLUSTER).step_by(usize::from(PORTS_PER_CLUSTER));
-        return match blocks
-            .map(|first_port| Network::Shared { first_port })
-            .find(clear)
-        {
-            Some(network) => Ok(network),
-            None => bail!("no block of {PORTS_PER_CLUSTER} ports is free on 127.0.0.1"),
-        };
+    if many {
+        // FNV-1a, for a start that differs from cluster to cluster but not from run to run.
+        let hash = seed.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        });
+        // 127.0 is what everybody uses, 127.255 ends in the broadcast address.
+        const NETWORKS: u32 = 254 * 256;
+        let networks = (0..NETWORKS).map(|step| hash.wrapping_add(step) % NETWORKS);
+        let own = networks
+            .map(|index| Network::Own {
+                second: (1 + index / 256) as u8,
+                third: (index % 256) as u8,
+            })
+            .find(clear);
+        if let Some(network) = own {
+            return Ok(network);
+        }
+        // Somebody listens on a standard port at every address, as a RocketMQ that runs here already does.
     }
-    // FNV-1a, for a start that differs from cluster to cluster but not from run to run.
-    let hash = seed.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    // 127.0 is what everybody uses, 127.255 ends in the broadcast address.
-    const NETWORKS: u32 = 254 * 256;
-    let networks = (0..NETWORKS).map(|step| hash.wrapping_add(step) % NETWORKS);
-    match networks
-        .map(|index| Network::Own {
-            second: (1 + index / 256) as u8,
-            third: (index % 256) as u8,
-        })
+    let blocks = (FIRST_PORT..u16::MAX - PORTS_PER_CLUSTER).step_by(usize::from(PORTS_PER_CLUSTER));
+    match blocks
+        .map(|first_port| Network::Shared { first_port })
         .find(clear)
     {
         Some(network) => Ok(network),
-        None => bail!("no network of 127.0.0.0/8 is free"),
+        None => bail!("no block of {PORTS_PER_CLUSTER} ports is free on 127.0.0.1"),
     }
 }
 
@@ -173,6 +172,12 @@ mod tests {
         assert_eq!(addresses.ip(3), IpAddr::from(Ipv4Addr::LOCALHOST));
         assert_eq!(addresses.port(1, 0, 9876), 22_000);
         assert_eq!(addresses.port(3, 2, 10_912), 22_022);
+    }
+
+    #[test]
+    fn a_standard_port_taken_at_every_address_leads_to_ports_of_our_own() {
+        let network = choose("x", &BTreeSet::new(), true, |a| a.port() != 9876).unwrap();
+        assert_eq!(network, Network::Shared { first_port: 20_000 });
     }
 
     #[test]
