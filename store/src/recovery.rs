@@ -36,6 +36,8 @@ pub(crate) struct Recovered {
     pub(crate) synced: u64,
     /// Queues and index were taken as our own offsets describe them, and nothing below them was lost.
     pub(crate) own_offsets_hold: bool,
+    /// Queues were missing: nothing that was known about them on disk holds any more.
+    pub(crate) queues_rebuilt: bool,
 }
 
 /// Calls `visit` with each valid record that begins within `from..to`; returns where that ends.
@@ -230,6 +232,7 @@ pub(crate) fn recover(
             records: 0,
             synced: 0,
             own_offsets_hold: false,
+            queues_rebuilt: false,
         });
     }
     let min = log.min();
@@ -245,6 +248,10 @@ pub(crate) fn recover(
     let trusted = own
         .as_ref()
         .filter(|own| clean || is_same_boot(&own.boot_id));
+    let queues_rebuilt = queues.count() == 0
+        || own
+            .as_ref()
+            .is_some_and(|own| (queues.count() as u64) < own.queues);
     let queue_start = match (&own, trusted) {
         (Some(own), _) if (queues.count() as u64) < own.queues => {
             tracing::warn!(
@@ -373,6 +380,7 @@ pub(crate) fn recover(
         synced: synced.min(queue_start).min(end),
         own_offsets_hold: trusted
             .is_some_and(|own| own.dispatched == queue_start && own.dispatched <= end),
+        queues_rebuilt,
     })
 }
 

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use smallvec::SmallVec;
 
-use crate::checkpoint::{Checkpoint, CheckpointFiles, Offsets, boot_id, is_same_boot};
+use crate::checkpoint::{CheckpointFiles, Offsets, boot_id, is_same_boot};
 use crate::clock::Clock;
 use crate::config::{FlushDiskType, StoreConfig};
 use crate::consume_queue::{ConsumeQueue, ConsumeQueues};
@@ -323,6 +323,19 @@ impl Store {
             own,
         )?;
         let end = recovered.end;
+        let mut checkpoint = checkpoint;
+        if recovered.queues_rebuilt {
+            // Neither for us nor for a Java broker are queues on disk up to that time now.
+            checkpoint.logics_msg_timestamp = 0;
+            let offsets = Offsets {
+                checkpoint,
+                ..Offsets::default()
+            };
+            files
+                .write(&offsets)
+                .and_then(|()| files.sync())
+                .map_err(|e| Error::io("write", root.join("checkpoint"), e))?;
+        }
         if !recovered.own_offsets_hold {
             // What they say of a tail or of queues that are gone must not be believed once others stand in their place.
             files
@@ -349,7 +362,7 @@ impl Store {
         let last_timestamp = recovered.last_store_timestamp.unwrap_or(0);
         let now = clock.now_ms();
         let offsets = Offsets {
-            checkpoint: Checkpoint { ..checkpoint },
+            checkpoint,
             boot_id: boot_id(),
             // Never equal to the truth, so that the first round writes it.
             dispatched: u64::MAX,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use store::Store;
+use store::{Clock, Store};
 
 use crate::common::*;
 
@@ -124,6 +124,7 @@ fn files(dir: &Path, out: &mut Vec<std::path::PathBuf>) {
 fn lose(
     root: &Path,
     flushed: u64,
+    queues_synced: &mut u64,
     model: &[Known],
     point: u32,
     hole: Option<u16>,
@@ -132,15 +133,16 @@ fn lose(
     seed |= 1;
     let offsets = root.join("offsets");
     let mut bytes = fs::read(&offsets).unwrap_or_default();
-    let mut synced = 0;
     if bytes.len() == 108 {
-        synced = i64_at(&bytes, 72) as u64;
+        // After a restart the claim may begin low; what was on disk before still is.
+        *queues_synced = (*queues_synced).max(i64_at(&bytes, 72) as u64);
         // Another run of the kernel.
         bytes[48..56].copy_from_slice(&seed.to_be_bytes());
         let crc = crc32fast::hash(&bytes[..104]);
         bytes[104..].copy_from_slice(&crc.to_be_bytes());
         fs::write(&offsets, &bytes).unwrap();
     }
+    let synced = *queues_synced;
     let mut queue_files = Vec::new();
     files(&root.join("consumequeue"), &mut queue_files);
     for path in queue_files {
@@ -182,10 +184,13 @@ fn lose(
 fn run(ops: Vec<Op>) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    let mut store = open(small(root));
+    let clock = TestClock::at(1_700_000_000_000);
+    let mut store = open_at(small(root), clock.clone());
     let mut model: Vec<Known> = Vec::new();
-    let (mut count, mut durable) = (0u32, 0);
+    let (mut count, mut durable, mut queues_synced) = (0u32, 0, 0);
     for op in ops {
+        // Recovery by checkpoint compares times.
+        clock.set(clock.now_ms() + 2_000);
         let stop = |store: Arc<Store>| {
             store.shutdown();
             crash(store);
@@ -234,32 +239,34 @@ fn run(ops: Vec<Op>) {
             Op::Flush => assert!(store.wait_flushed(store.written(), Duration::from_secs(20))),
             Op::Stop => {
                 stop(store);
-                store = open(small(root));
+                store = open_at(small(root), clock.clone());
             }
             Op::Kill => {
                 crash(store);
-                store = open(small(root));
+                store = open_at(small(root), clock.clone());
             }
             Op::PowerCut { point, hole, seed } => {
                 // After a kill `flushed` begins low; what was durable before still is.
                 durable = durable.max(store.flushed());
                 let flushed = durable;
                 crash(store);
-                let damaged = lose(root, flushed, &model, point, hole, seed);
+                let damaged = lose(root, flushed, &mut queues_synced, &model, point, hole, seed);
+                queues_synced = queues_synced.min(damaged);
                 let flushed_records = model.iter().filter(|k| k.end <= flushed).count();
                 model.retain(|k| k.end <= damaged);
                 assert!(model.len() >= flushed_records);
-                store = open(small(root));
+                store = open_at(small(root), clock.clone());
             }
             Op::LoseQueues => {
                 crash(store);
                 let _ = fs::remove_dir_all(root.join("consumequeue"));
-                store = open(small(root));
+                queues_synced = 0;
+                store = open_at(small(root), clock.clone());
             }
             Op::LoseIndex => {
                 stop(store);
                 fs::remove_dir_all(root.join("index")).unwrap();
-                store = open(small(root));
+                store = open_at(small(root), clock.clone());
             }
             Op::Truncate { back } => {
                 let keep = model.len().saturating_sub(back);
@@ -267,6 +274,7 @@ fn run(ops: Vec<Op>) {
                 store.truncate_to(position).unwrap();
                 model.truncate(keep);
                 durable = durable.min(position);
+                queues_synced = queues_synced.min(position);
             }
         }
         check(&store, &model);
