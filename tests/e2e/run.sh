@@ -46,6 +46,7 @@ suite=$(cd "$e2e/../.." && cargo test --locked -p tests --test e2e --no-run --me
 [ -n "${E2E_KUBECONFIG:-}" ] || "$e2e/cluster/setup.sh"
 say "images"
 archives=$(mktemp -d)
+export KUBECACHEDIR=$archives/kubectl # what kubectl remembers of an earlier cluster at the same address is wrong
 "$e2e/../../images/build.sh" "$archives" operator mqnamesrv mqbroker
 mkdir "$archives/next" # the same code under another tag, to roll to
 TAG=$TAG-next "$e2e/../../images/build.sh" "$archives/next" mqnamesrv mqbroker >/dev/null

@@ -129,7 +129,11 @@ async fn chart_installs_the_operator(space: Space) -> Result<()> {
     let deployment = list.items.first().context("no Deployment")?;
     let ready = deployment.status.as_ref().and_then(|s| s.ready_replicas);
     ensure!(ready == Some(1), "{ready:?} replicas are ready");
-    // What a user asks first.
+    // What a user asks first. (api-resources also makes kubectl forget what it had cached before the definition was there.)
+    let known = space
+        .kubectl(&["api-resources", "--api-group=rocketcluster.io"])
+        .await?;
+    ensure!(known.contains("rmq"), "{known}");
     let told = space.kubectl(&["explain", "rmq.spec.mode"]).await?;
     ensure!(told.contains("How brokers form the cluster"), "{told}");
     Ok(())
