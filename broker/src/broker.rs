@@ -371,6 +371,20 @@ impl Broker {
         Ok(broker)
     }
 
+    /// Whether all tables are on disk and the name servers know of every topic.
+    pub fn is_settled(&self) -> bool {
+        self.registrar.is_settled() && self.saver.is_idle()
+    }
+
+    /// Waits for that. A file that cannot be written, or a name server that is away, holds nobody up for long.
+    pub async fn settled(&self) {
+        self.registrar.settled().await;
+        if !self.saver.is_idle() {
+            let saver = Arc::clone(&self.saver);
+            let _ = tokio::task::spawn_blocking(move || saver.flush()).await;
+        }
+    }
+
     /// The configuration as it is now.
     pub fn config(&self) -> Arc<BrokerConfig> {
         self.config.load_full()

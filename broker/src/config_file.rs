@@ -151,6 +151,12 @@ impl Saver {
         self.shared.changed.notify_all();
     }
 
+    /// Whether everything asked for is on disk.
+    pub fn is_idle(&self) -> bool {
+        let state = self.shared.state.lock();
+        !state.writing && state.pending.is_empty()
+    }
+
     /// Waits until everything asked for is on disk; false when a write failed.
     pub fn flush(&self) -> bool {
         let mut state = self.shared.state.lock();

@@ -221,6 +221,30 @@ fn free_port() -> u16 {
     }
 }
 
+/// The topic of the first message is as safe as the message.
+#[test]
+fn a_topic_that_an_acknowledged_send_made_is_there_after_a_kill() {
+    let runtime = runtime();
+    for round in 0..ROUNDS {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = conf_in(dir.path(), "ASYNC_FLUSH");
+        let broker = Broker::start(&conf);
+        let client = RemotingClient::default();
+        let sent = client.invoke(&broker.address, send("first"), CALL_LIMIT);
+        let answer = runtime.block_on(sent).unwrap();
+        assert_eq!(answer.code, response_code::SUCCESS, "{:?}", answer.remark);
+        broker.kill();
+        let broker = Broker::start(&conf);
+        let (found, _) = runtime.block_on(read_all(&broker.address));
+        assert_eq!(
+            found.into_values().collect::<Vec<_>>(),
+            ["first"],
+            "round {round}"
+        );
+        broker.kill();
+    }
+}
+
 #[test]
 fn kill_under_load_loses_nothing_acknowledged_with_async_flush() {
     storm("ASYNC_FLUSH");

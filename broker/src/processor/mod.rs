@@ -238,12 +238,16 @@ fn handler(request: i32) -> Option<Handler> {
     })
 }
 
-/// Requests whose answer says that a topic is there: it is given when the name servers know of it, as upstream does. A
-/// consumer asks for the route of its retry topic right after its heartbeat.
-fn makes_topics(request: i32) -> bool {
+/// Requests whose answer says that a topic or a group is there: it is given when that is on disk and the name servers know
+/// of it, as upstream does. A consumer asks for the route of its retry topic right after its heartbeat.
+fn must_settle(request: i32) -> bool {
     matches!(
         request,
-        code::HEART_BEAT | code::UPDATE_AND_CREATE_TOPIC | code::UPDATE_AND_CREATE_TOPIC_LIST
+        code::HEART_BEAT
+            | code::UPDATE_AND_CREATE_TOPIC
+            | code::UPDATE_AND_CREATE_TOPIC_LIST
+            | code::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP
+            | code::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST
     )
 }
 
@@ -266,12 +270,12 @@ fn dispatch(
         let reply = answer
             .unwrap_or_else(RemotingCommand::from)
             .reply_to(request);
-        if !makes_topics(request.header.code) || broker.registrar.is_settled() {
+        if !must_settle(request.header.code) || broker.is_settled() {
             return reply.encode(out);
         }
         let (broker, connection) = (Arc::clone(broker), Arc::clone(connection));
         tokio::spawn(async move {
-            broker.registrar.settled().await;
+            broker.settled().await;
             connection.send(&reply);
         });
     };

@@ -786,7 +786,8 @@ pub(super) fn finish(
     }
 }
 
-/// Upstream registers a topic before it answers the send that made it; so do we, without holding up the connection.
+/// Upstream writes a topic down and registers it before it answers the send that made it; so do we, without holding up
+/// the connection.
 fn answer_when_announced(
     broker: &Arc<Broker>,
     connection: &Arc<Connection>,
@@ -796,7 +797,7 @@ fn answer_when_announced(
 ) {
     let (broker, connection) = (Arc::clone(broker), Arc::clone(connection));
     tokio::spawn(async move {
-        broker.registrar.settled().await;
+        broker.settled().await;
         topic.set_announced();
         let reached = || level.reached(&broker.store.watermarks());
         if let Some(answer) = broker.acks.wait(level, &connection, answer, reached) {
