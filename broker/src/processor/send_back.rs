@@ -93,6 +93,10 @@ pub(crate) fn consumer_send_msg_back(broker: &Arc<Broker>, request: &RemotingCom
             unit,
         );
     }
+    if !target.is_announced() {
+        // It may be new: a message that was taken must not lie in a topic that a killed broker forgets.
+        broker.saver.flush();
+    }
     let queue_id = random_queue(if is_dead {
         DLQ_QUEUES
     } else {
