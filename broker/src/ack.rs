@@ -19,6 +19,10 @@ use store::Watermarks;
 
 use crate::http::Metrics;
 
+/// Answers that wait for no flush are held all the same while more than this waits to be flushed, so that senders fall back to the speed of the disk
+/// instead of running into the bound at which the store refuses them (`store::StoreConfig::max_unflushed_bytes`, twice this).
+const UNFLUSHED_WHEN_HELD: u64 = 128 << 20;
+
 /// What must have happened to a message before its send is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
@@ -32,7 +36,9 @@ impl Level {
     /// The position up to which this holds.
     pub fn reached(self, marks: &Watermarks) -> u64 {
         match self {
-            Self::Confirmed => marks.confirm,
+            Self::Confirmed => marks
+                .confirm
+                .min(marks.flushed.saturating_add(UNFLUSHED_WHEN_HELD)),
             Self::Flushed => marks.confirm.min(marks.flushed),
         }
     }
@@ -249,21 +255,15 @@ impl AckTable {
         }
     }
 
+    /// Gives the answers of sends that were read before this time and are held only because the disk is slow: what they promise is true.
+    pub fn release_held(&self, confirm: u64, before: Instant) {
+        let done = self.take_started_before(Level::Confirmed, before, confirm);
+        self.give(done, None);
+    }
+
     /// Answers FLUSH_DISK_TIMEOUT to sends that were read before this time.
     pub fn expire(&self, before: Instant) {
-        let mut done = Vec::new();
-        let mut queue = self.flushed.lock();
-        let mut at = 0;
-        while at < queue.len() {
-            if queue[at].answer.started <= before
-                && let Some(waiting) = queue.remove(at)
-            {
-                done.push(waiting);
-            } else {
-                at += 1;
-            }
-        }
-        drop(queue);
+        let done = self.take_started_before(Level::Flushed, before, u64::MAX);
         self.give(
             done,
             Some((
@@ -271,6 +271,15 @@ impl AckTable {
                 "the message is written but its flush takes longer than syncFlushTimeout",
             )),
         );
+    }
+
+    fn take_started_before(&self, level: Level, before: Instant, end: u64) -> Vec<Waiting> {
+        let mut queue = self.queue(level).lock();
+        let (done, kept) = queue
+            .drain(..)
+            .partition(|w| w.answer.started <= before && w.answer.end <= end);
+        *queue = kept;
+        Vec::from(done)
     }
 
     fn give(&self, mut done: Vec<Waiting>, failure: Option<(i32, &str)>) {
@@ -365,6 +374,37 @@ mod tests {
             rest = next;
         }
         answers
+    }
+
+    #[test]
+    fn a_slow_disk_holds_answers_back_but_not_for_ever() {
+        let (table, a) = (table(), connection());
+        let end = UNFLUSHED_WHEN_HELD + 1_000;
+        let slow = marks(end + 5_000, 0);
+        let reached = || Level::Confirmed.reached(&slow);
+        assert!(
+            table
+                .wait(Level::Confirmed, &a, answer(1, end), reached)
+                .is_none()
+        );
+        table.release(&slow);
+        assert_eq!(sent(&a), []);
+        table.release(&marks(end + 5_000, 1_000));
+        assert_eq!(sent(&a), [(1, response_code::SUCCESS)]);
+
+        assert!(
+            table
+                .wait(Level::Confirmed, &a, answer(2, end), reached)
+                .is_none()
+        );
+        assert!(
+            table
+                .wait(Level::Confirmed, &a, answer(3, end + 9_000), reached)
+                .is_none()
+        );
+        table.release_held(slow.confirm, Instant::now());
+        assert_eq!(sent(&a), [(2, response_code::SUCCESS)]);
+        assert_eq!(table.waiting(), 1);
     }
 
     #[test]

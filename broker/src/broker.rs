@@ -50,6 +50,8 @@ const MAX_REQUEST_BYTES_IN_HAND: usize = 64 * 1024 * 1024;
 const WOKEN_ON_THE_SPOT: usize = 64;
 /// How often the small duties run: statistics, flush time-outs.
 const TICK: Duration = Duration::from_secs(1);
+/// A send that waits for no flush is held this long at most while the disk is slow; clients give up after 3 s.
+const HELD_AT_MOST: Duration = Duration::from_secs(1);
 const EXPIRE_CLIENTS_EVERY: Duration = Duration::from_secs(10);
 /// Output that one connection may leave unread before it is no longer read from.
 const OUTBOX_LIMIT: usize = 4 * 1024 * 1024;
@@ -675,6 +677,10 @@ impl Broker {
                     Duration::from_millis(u64::try_from(config.sync_flush_timeout).unwrap_or(0));
                 if let Some(before) = now.checked_sub(timeout) {
                     broker.acks.expire(before);
+                }
+                if let Some(before) = now.checked_sub(HELD_AT_MOST) {
+                    let confirm = broker.store.watermarks().confirm;
+                    broker.acks.release_held(confirm, before);
                 }
                 let every = Duration::from_millis(
                     u64::try_from(config.flush_consumer_offset_interval).unwrap_or(0),
