@@ -19,7 +19,7 @@ if [ ! -s "$out" ]; then
   done
   home=$(dirname "$(dirname "$(readlink -f "$(command -v javac)")")")
   "$home/bin/jlink" --strip-debug --no-header-files --no-man-pages --generate-cds-archive --output "$r/jre" \
-    --add-modules java.base,java.logging,java.management,java.naming,java.sql,java.xml,java.desktop,jdk.unsupported,jdk.crypto.ec,jdk.management
+    --add-modules java.base,java.logging,java.management,java.naming,java.sql,java.xml,java.desktop,jdk.unsupported,jdk.crypto.ec,jdk.management >&2
   # What the runtime's own libraries are linked with, at the same paths, and the loader.
   find "$r/jre" \( -name '*.so' -o -name java \) ! -name 'libawt*' ! -name libsplashscreen.so ! -name libjsound.so ! -name 'lib*font*.so' ! -name liblcms.so ! -name libjavajpeg.so \
     -exec ldd {} + 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// {print $3} $1 ~ /^\/lib.*ld-/ {print $1}' | grep -v "$r" | sort -u |
