@@ -3,7 +3,7 @@
 # 5.3.3, Go client, mqadmin of both versions, Apache's benchmark programs.
 #
 #   tests/clients/run.sh                  everything
-#   tests/clients/run.sh java-4.9.8 go    only these parts: java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3
+#   tests/clients/run.sh java-4.9.8 go    only these parts: java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store
 #   SCENARIOS=sync,pull tests/clients/run.sh java-4.9.8
 #   SERVERS=java tests/clients/run.sh     the same against the original servers (SERVERS_VERSION=4.9.7 or 5.3.3): proves the rig itself
 #   NAMESRV=ours SERVERS=java …           our name server under the original brokers
@@ -14,7 +14,7 @@ cd "$(dirname "$0")" || exit 2
 cache=${ROCKETCLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rocketcluster}
 out=$cache/clients
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3)
+[ ${#parts[@]} -gt 0 ] || parts=(java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store)
 servers=${SERVERS:-ours}
 servers_version=${SERVERS_VERSION:-4.9.7}
 work=$out/run-$$
@@ -34,7 +34,10 @@ package() { # package NAME VERSION POM-FOLDER
     printf '%s\n' "$sum" > "$dir/stamp"
   fi
 }
-for v in 4.9.8 5.3.3; do if has "*-$v"; then package java $v java || exit 1; fi; done
+if [ "$servers" = java ]; then # nothing to exchange with itself
+  for i in "${!parts[@]}"; do if [ "${parts[i]}" = store ]; then unset 'parts[i]'; fi; done
+fi
+for v in 4.9.8 5.3.3; do if has "*-$v" || { [ $v = 4.9.8 ] && has store; }; then package java $v java || exit 1; fi; done
 if has go; then (cd go && go build -o "$out/go-clients" .) || { say "go build failed"; exit 1; }; fi
 
 open=(--add-opens=java.base/java.nio=ALL-UNNAMED --add-opens=java.base/sun.nio.ch=ALL-UNNAMED --add-opens=java.base/java.lang=ALL-UNNAMED
@@ -85,9 +88,10 @@ storePathRootDir=$work/$1
 storePathCommitLog=$work/$1/commitlog
 CONF
 }
-start_namesrv() { # start_namesrv ADDRESS: ours
-  printf 'listenPort=29876\nhttpPort=29877\nbindAddress=%s\nkvConfigPath=%s\nconfigStorePath=%s\n' "$1" "$work/kvConfig.json" "$work/namesrv.properties" > "$work/namesrv.conf"
-  start namesrv "$bin/mqnamesrv" -c "$work/namesrv.conf"
+start_namesrv() { # start_namesrv ADDRESS [NAME]: ours
+  local name=${2:-namesrv}
+  printf 'listenPort=29876\nhttpPort=29877\nbindAddress=%s\nkvConfigPath=%s\nconfigStorePath=%s\n' "$1" "$work/$name-kvConfig.json" "$work/$name.properties" > "$work/$name.conf"
+  start "$name" "$bin/mqnamesrv" -c "$work/$name.conf"
   wait_for 10 "the name server" listens "$1" $namesrv_port
 }
 bin=${ROCKETCLUSTER_BIN:-}
@@ -96,13 +100,15 @@ if [ -z "$bin" ] && [ "$servers${NAMESRV:-}" != java ]; then
   (cd ../.. && cargo build --release --locked -q -p namesrv -p broker) || exit 1
   bin=$(cd ../.. && cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
 fi
-if [ "$servers" = java ]; then
+if [ "$servers" = java ] || has store; then
   package servers "$servers_version" java/servers || exit 1
   jvm=(java "${open[@]}" --add-exports=java.base/jdk.internal.ref=ALL-UNNAMED -Xms256m -Xmx512m -XX:MaxDirectMemorySize=1g -Duser.home="$work" -Drocketmq.home.dir="$work" -cp "$out/servers-$servers_version/lib/*")
   mkdir -p "$work/conf"
   for f in logback_namesrv logback_broker rmq.namesrv.logback rmq.broker.logback; do
     printf '<configuration><root level="OFF"/></configuration>\n' > "$work/conf/$f.xml"
   done
+fi
+if [ "$servers" = java ]; then
   if [ "${NAMESRV:-}" = ours ]; then
     namesrv=$net.1:$namesrv_port
     start_namesrv $net.1
@@ -192,6 +198,23 @@ benchmark() {
   verdict consumer "$work/consumer-$version.log" 'TPS: [1-9]' 'FAIL: [1-9]|fail count: [1-9]|Exception'
   echo "$good passed, $bad failed"
 }
+# One folder, run by our broker and the original in turn: each finds what the other stored, also what is still delayed.
+exchange() {
+  local conf=$work/broker-s.conf address=$net.13:31911 seen= step kind fill broker line
+  local namesrv=$net.2:$namesrv_port
+  { broker_conf broker-s $net.13 31911; printf 'httpPort=31913\nbindAddress=%s\nhaListenPort=31912\n' $net.13; } > "$conf"
+  for step in ours:A original:B ours:C original:; do
+    kind=${step%:*} fill=${step#*:}
+    if [ "$kind" = ours ]; then "$bin/mqbroker" -c "$conf" >> "$work/broker-s.log" 2>&1 & broker=$!
+    else "${jvm[@]}" org.apache.rocketmq.broker.BrokerStartup -c "$conf" >> "$work/broker-s.log" 2>&1 & broker=$!; fi
+    line=$(client 4.9.8 store --topic "Store_$$" --broker "$address" --seen "$seen" --fill "$fill") || line=${line:-FAIL ended early}
+    kill $broker; wait $broker
+    case $line in PASS*) good=$((good + 1)) ;; *) bad=$((bad + 1)) ;; esac
+    echo "${line%% *} $kind broker on the folder: ${line#* }"
+    seen=$seen${fill:+${seen:+,}$fill}
+  done
+  echo "$good passed, $bad failed"
+}
 good=0 bad=0
 verdict() { # verdict NAME LOG MUST MUST-NOT
   local line; line=$(grep -E "$3" "$2" | tail -n 1)
@@ -199,11 +222,14 @@ verdict() { # verdict NAME LOG MUST MUST-NOT
   else echo "FAIL benchmark $1: $(grep -E "$4" "$2" | head -n 1) $(tail -n 1 "$2")"; bad=$((bad + 1)); fi
 }
 
+# This one waits most of its time, and has a name server of its own so that it disturbs nobody.
+if has store; then start_namesrv $net.2 namesrv-s; part store exchange; exchange=$!; fi
 group java-4.9.8 java-5.3.3 go
 group binary-4.9.8 binary-5.3.3
 group mqadmin-4.9.8
 group mqadmin-5.3.3
 group benchmark-4.9.8 benchmark-5.3.3
+if has store; then wait "$exchange"; collect store; fi
 alive
 say "$passed passed, $failed failed in $((SECONDS - began)) s"
 if [ $failed -gt 0 ]; then say "failures in: ${broken[*]}; logs in $work"; exit 1; fi

@@ -9,6 +9,8 @@ public final class Main {
           scenarios  [--only a,b] [--threads N]                    every scenario, one PASS or FAIL line each
           mqadmin    --dir FOLDER                                  the mqadmin commands, checked by their output
           topic      --topic T --queues N                          creates a topic on every master
+          store      --topic T --broker ADDRESS --seen A,B --fill C
+                                                                   finds what was filled in before, fills more in
         """;
 
     private Main() {
@@ -43,6 +45,7 @@ public final class Main {
                 }
                 yield 0;
             }
+            case "store" -> Store.run(options);
             default -> throw new IllegalArgumentException("unknown mode " + mode);
         };
     }
