@@ -369,13 +369,9 @@ impl Processor {
         connection: &Arc<Connection>,
         command: &RemotingCommand,
     ) -> Option<RemotingCommand> {
-        let (Some(namespace), Some(key)) =
-            (required(command, "namespace"), required(command, "key"))
-        else {
-            return Some(RemotingCommand::error(
-                response::SYSTEM_ERROR,
-                "namespace or key is null",
-            ));
+        let (namespace, key) = match namespace_and_key(command) {
+            Ok(both) => both,
+            Err(refusal) => return Some(refusal),
         };
         let Some(value) = text(command, "value").map(str::to_owned) else {
             return Some(RemotingCommand::error(
@@ -396,13 +392,9 @@ impl Processor {
         connection: &Arc<Connection>,
         command: &RemotingCommand,
     ) -> Option<RemotingCommand> {
-        let (Some(namespace), Some(key)) =
-            (required(command, "namespace"), required(command, "key"))
-        else {
-            return Some(RemotingCommand::error(
-                response::SYSTEM_ERROR,
-                "namespace or key is null",
-            ));
+        let (namespace, key) = match namespace_and_key(command) {
+            Ok(both) => both,
+            Err(refusal) => return Some(refusal),
         };
         self.later(connection, command, move |state| {
             match state.kv.write().delete(&namespace, &key) {
@@ -538,6 +530,17 @@ fn disabled() -> RemotingCommand {
 
 fn text<'a>(command: &'a RemotingCommand, key: &str) -> Option<&'a str> {
     command.ext(key)
+}
+
+/// Where a KV entry stands, or the answer that says what is missing.
+fn namespace_and_key(command: &RemotingCommand) -> Result<(String, String), RemotingCommand> {
+    match (required(command, "namespace"), required(command, "key")) {
+        (Some(namespace), Some(key)) => Ok((namespace, key)),
+        _ => Err(RemotingCommand::error(
+            response::SYSTEM_ERROR,
+            "namespace or key is null",
+        )),
+    }
 }
 
 fn required(command: &RemotingCommand, key: &str) -> Option<String> {

@@ -63,25 +63,27 @@ impl Drop for Servers {
     }
 }
 
-fn wait_for_port(at: SocketAddr, child: &mut Child, log: &Path) -> Result<()> {
+fn listens(at: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&at, Duration::from_millis(200)).is_ok()
+}
+
+fn wait_for(child: &mut Child, log: &Path, up: impl Fn() -> bool) -> Result<()> {
     let end = Instant::now() + START_LIMIT;
-    loop {
-        if TcpStream::connect_timeout(&at, Duration::from_millis(200)).is_ok() {
-            return Ok(());
-        }
+    while !up() {
         if let Some(status) = child.try_wait()? {
             bail!(
-                "the server for {at} ended with {status}; its log is {}",
+                "the server ended with {status}; its log is {}",
                 log.display()
             );
         }
         ensure!(
             Instant::now() < end,
-            "nothing listens on {at} after {START_LIMIT:?}; its log is {}",
+            "the server is not up after {START_LIMIT:?}; its log is {}",
             log.display()
         );
         std::thread::sleep(Duration::from_millis(1));
     }
+    Ok(())
 }
 
 fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
@@ -123,52 +125,52 @@ pub(super) fn start_ours(dir: &Path, extra: &str) -> Result<Servers> {
             &format!("httpPort=13913\n{extra}"),
         ),
     )?;
-    let log = dir.join("namesrv.log");
-    let mut name_server = spawn(
-        Command::new(&exe)
-            .arg("mqnamesrv")
-            .arg("-c")
-            .arg(dir.join("namesrv.conf")),
-        &log,
-    )?;
-    wait_for_port(
-        ([127, 0, 0, 1], name_server_port).into(),
-        &mut name_server,
-        &log,
-    )?;
-    let (log, began) = (dir.join("broker.log"), Instant::now());
-    let mut broker = spawn(
-        Command::new(&exe)
-            .arg("mqbroker")
-            .arg("-c")
-            .arg(dir.join("broker.conf")),
-        &log,
-    )?;
+    let program = |name: &str| {
+        let mut command = Command::new(&exe);
+        command.arg(name);
+        command
+    };
     // Registered, not merely listening: the line that upstream's launcher prints too.
-    let end = began + START_LIMIT;
-    while !fs::read_to_string(&log)
-        .unwrap_or_default()
-        .contains("boot success")
-        || !ready(13913)
-    {
-        if let Some(status) = broker.try_wait()? {
-            bail!("mqbroker ended with {status}; its log is {}", log.display());
-        }
-        ensure!(
-            Instant::now() < end,
-            "mqbroker is not ready after {START_LIMIT:?}; its log is {}",
-            log.display()
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let started_in = began.elapsed();
-    let broker_pid = broker.id();
-    Ok(Servers {
-        processes: vec![name_server, broker],
-        broker_pid,
+    start(
+        dir,
+        (port, name_server_port),
+        program("mqnamesrv"),
+        program("mqbroker"),
+        |log| {
+            fs::read_to_string(log)
+                .unwrap_or_default()
+                .contains("boot success")
+                && ready(13913)
+        },
+    )
+}
+
+/// Starts a name server and then a broker, each with its file in `dir`; the broker's time counts until `up`, which is given its log.
+fn start(
+    dir: &Path,
+    (port, name_server_port): (u16, u16),
+    mut name_server: Command,
+    mut broker: Command,
+    up: impl Fn(&Path) -> bool,
+) -> Result<Servers> {
+    let log = dir.join("namesrv.log");
+    let process = spawn(name_server.arg("-c").arg(dir.join("namesrv.conf")), &log)?;
+    let name_server_at = ([127, 0, 0, 1], name_server_port).into();
+    // From here on whatever fails ends what was started.
+    let mut servers = Servers {
+        broker_pid: process.id(),
+        processes: vec![process],
         broker: ([127, 0, 0, 1], port).into(),
-        started_in,
-    })
+        started_in: Duration::ZERO,
+    };
+    wait_for(&mut servers.processes[0], &log, || listens(name_server_at))?;
+    let (log, began) = (dir.join("broker.log"), Instant::now());
+    let mut process = spawn(broker.arg("-c").arg(dir.join("broker.conf")), &log)?;
+    servers.broker_pid = process.id();
+    let waited = wait_for(&mut process, &log, || up(&log));
+    servers.started_in = began.elapsed();
+    servers.processes.push(process);
+    waited.map(|()| servers)
 }
 
 /// From the command line to a cluster that is ready: the example, started and stopped again.
@@ -252,7 +254,7 @@ pub(super) fn start_original(dir: &Path, cache: &Path, extra: &str) -> Result<Se
         dir.join("broker.conf"),
         broker_conf(port, name_server_port, &dir.join("store"), extra),
     )?;
-    let java = |heap: &str| {
+    let java = |heap: &str, class: &str| {
         let mut c = Command::new("java");
         c.args([
             "-server",
@@ -268,37 +270,15 @@ pub(super) fn start_original(dir: &Path, cache: &Path, extra: &str) -> Result<Se
         .arg(format!("-Duser.home={}", dir.display()))
         .arg(format!("-Drocketmq.home.dir={}", dir.display()))
         .arg("-cp")
-        .arg(format!("{}/*", jars.join("lib").display()));
+        .arg(format!("{}/*", jars.join("lib").display()))
+        .arg(class);
         c
     };
-    let log = dir.join("namesrv.log");
-    let mut name_server = spawn(
-        java("256m")
-            .arg("org.apache.rocketmq.namesrv.NamesrvStartup")
-            .arg("-c")
-            .arg(dir.join("namesrv.conf")),
-        &log,
-    )?;
-    wait_for_port(
-        ([127, 0, 0, 1], name_server_port).into(),
-        &mut name_server,
-        &log,
-    )?;
-    let (log, began) = (dir.join("broker.log"), Instant::now());
-    let mut broker = spawn(
-        java("2g")
-            .arg("org.apache.rocketmq.broker.BrokerStartup")
-            .arg("-c")
-            .arg(dir.join("broker.conf")),
-        &log,
-    )?;
-    wait_for_port(([127, 0, 0, 1], port).into(), &mut broker, &log)?;
-    let started_in = began.elapsed();
-    let broker_pid = broker.id();
-    Ok(Servers {
-        processes: vec![name_server, broker],
-        broker_pid,
-        broker: ([127, 0, 0, 1], port).into(),
-        started_in,
-    })
+    start(
+        dir,
+        (port, name_server_port),
+        java("256m", "org.apache.rocketmq.namesrv.NamesrvStartup"),
+        java("2g", "org.apache.rocketmq.broker.BrokerStartup"),
+        |_| listens(([127, 0, 0, 1], port).into()),
+    )
 }
