@@ -29,6 +29,7 @@ use crate::processor::send_message::{self, InnerMessage};
 use crate::processor::{self, FrontDoor, pull_message};
 use crate::rebalance_lock::RebalanceLockManager;
 use crate::registration::Registrar;
+use crate::role::{Role, RoleHolder, RoleNow};
 use crate::schedule::{DelayLevels, ScheduleMessageService};
 use crate::stats::BrokerStatsManager;
 use crate::subscription::SubscriptionGroupManager;
@@ -131,6 +132,8 @@ pub struct Broker {
     pub acks: AckTable,
     /// Pulls that wait for messages.
     pub held: PullRequestHoldService,
+    /// What it is within its group.
+    pub role: RoleHolder,
     /// Asks for registrations.
     pub registrar: Registrar,
     /// Counters of `/metrics`.
@@ -326,6 +329,7 @@ impl Broker {
             raw.region_id, raw.trace_on, raw.broker_cluster_name
         );
         let broker = Arc::new(Self {
+            role: RoleHolder::new(RoleNow::configured(&raw)),
             config: ArcSwap::from_pointee(raw),
             boot_timestamp: clock.now_ms(),
             unique_key_prefix: unique_key_prefix(settings.advertised),
@@ -434,7 +438,7 @@ impl Broker {
 
     /// Whether this node takes writes by its role.
     pub fn is_master(&self) -> bool {
-        self.settings.raw.broker_role != BrokerRole::Slave
+        self.role.now().role == Role::Master
     }
 
     /// Where the broker is in its life.

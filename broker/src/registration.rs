@@ -505,7 +505,7 @@ fn identity(command: RemotingCommand, broker: &Broker) -> RemotingCommand {
         .with_ext("brokerName", config.broker_name.as_str())
         .with_ext("brokerAddr", broker.address())
         .with_ext("clusterName", config.broker_cluster_name.as_str())
-        .with_ext("brokerId", config.broker_id.to_string())
+        .with_ext("brokerId", broker.role.now().broker_id.to_string())
 }
 
 /// One registration, encoded once for all name servers.
