@@ -10,12 +10,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use futures::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::manifest;
+use super::plan::Duty;
+use super::standing::{Standing, standings};
 use super::state::{ClusterFolder, DataRoot, Phase, PodPhase, PodState, State, running, select};
 use super::supervisor::{Supervisor, prepare};
-use crate::admin::cluster;
+use crate::admin::{block_on, cluster};
 use crate::output::{Colour, Format, Table, coloured, human};
 
 /// How often another process's state file is looked at.
@@ -302,49 +305,80 @@ pub(crate) fn status(root: &DataRoot, args: &StatusArgs) -> Result<()> {
     if args.cluster.is_some() {
         folders = vec![select(folders, args.cluster.as_deref(), "known")?];
     }
-    let states: Vec<(ClusterFolder, bool, Option<State>)> = folders
-        .into_iter()
-        .map(|folder| {
-            let (alive, state) = (folder.is_running(), folder.state());
-            (folder, alive, state)
-        })
-        .collect();
-    let json: Vec<serde_json::Value> = states
-        .iter()
-        .map(|(folder, alive, state)| {
-            let state = state.as_ref().filter(|_| *alive);
-            serde_json::json!({"namespace": folder.namespace, "name": folder.name, "running": alive, "data": folder.path, "state": state})
-        })
-        .collect();
+    let found = block_on(async { Ok(join_all(folders.into_iter().map(look_at)).await) })?;
+    let json: Vec<serde_json::Value> = found.iter().map(Found::to_json).collect();
     args.output.show(&json, || {
-        if states.is_empty() {
+        if found.is_empty() {
             say!("no local cluster; start one with `rocketctl up -f FILE`");
         }
-        for (folder, alive, state) in &states {
-            match state.as_ref().filter(|_| *alive) {
-                Some(state) => show_status(folder, state),
+        for cluster in &found {
+            match &cluster.state {
+                Some(state) => show_status(cluster, state),
                 None => say!(
                     "{}: stopped, data in {}",
-                    folder.title(),
-                    folder.path.display()
+                    cluster.folder.title(),
+                    cluster.folder.path.display()
                 ),
             }
         }
     })
 }
 
-fn show_status(folder: &ClusterFolder, state: &State) {
+/// A cluster as it is now.
+struct Found {
+    folder: ClusterFolder,
+    alive: bool,
+    /// While it runs.
+    state: Option<State>,
+    /// What the brokers are in their groups, by address.
+    standings: BTreeMap<String, Standing>,
+}
+
+async fn look_at(folder: ClusterFolder) -> Found {
+    let alive = folder.is_running();
+    let state = folder.state().filter(|_| alive);
+    let standings = match &state {
+        Some(state) => standings(&state.name_servers.join(";")).await,
+        None => BTreeMap::new(),
+    };
+    Found {
+        folder,
+        alive,
+        state,
+        standings,
+    }
+}
+
+impl Found {
+    /// The state, with what the brokers say of themselves beside what the supervisor knows of their pods.
+    fn to_json(&self) -> serde_json::Value {
+        let mut state = serde_json::json!(self.state);
+        for pod in state["pods"].as_array_mut().into_iter().flatten() {
+            let standing = pod["address"]
+                .as_str()
+                .and_then(|address| self.standings.get(address));
+            if let (Some(standing), Some(pod)) = (standing, pod.as_object_mut())
+                && let serde_json::Value::Object(more) = serde_json::json!(standing)
+            {
+                pod.extend(more);
+            }
+        }
+        serde_json::json!({"namespace": self.folder.namespace, "name": self.folder.name, "running": self.alive, "data": self.folder.path, "state": state})
+    }
+}
+
+fn show_status(cluster: &Found, state: &State) {
     say!(
         "{}: {} ({}/{} ready), name server {}, data in {}",
-        folder.title(),
+        cluster.folder.title(),
         format!("{:?}", state.phase).to_lowercase(),
         state.ready(),
         state.pods.len(),
         state.name_servers.join(";"),
-        folder.path.display()
+        cluster.folder.path.display()
     );
     let mut table = Table::new([
-        "POD", "ADDRESS", "STATUS", "RESTARTS", "PID", "AGE", "REASON",
+        "POD", "ADDRESS", "ROLE", "LAG", "STATUS", "RESTARTS", "PID", "AGE", "REASON",
     ]);
     for pod in &state.pods {
         let age = jiff::Timestamp::now()
@@ -355,9 +389,15 @@ fn show_status(folder: &ClusterFolder, state: &State) {
         } else {
             human(Duration::from_millis(u64::try_from(age).unwrap_or(0)))
         };
+        let standing = cluster.standings.get(&pod.address);
         table.row([
             pod.name.clone(),
             pod.address.clone(),
+            standing.map(|s| s.role.to_owned()).unwrap_or_default(),
+            standing
+                .and_then(|s| s.lag_bytes)
+                .map(|bytes| format!("{bytes} B"))
+                .unwrap_or_default(),
             format!("{:?}", pod.phase),
             pod.restarts.to_string(),
             pod.pid.map(|p| p.to_string()).unwrap_or_default(),
@@ -435,10 +475,10 @@ impl Progress {
                     .ready_after_ms
                     .map(|ms| format!(" in {}", human(Duration::from_millis(ms))))
                     .unwrap_or_default();
-                let what = if pod.program == "mqbroker" {
-                    "registered"
-                } else {
-                    "ready"
+                let what = match pod.duty {
+                    None => "ready",
+                    Some(Duty::Slave) => "registered as slave",
+                    Some(Duty::Master | Duty::Elected) => "registered",
                 };
                 line(&coloured("✓", Colour::Green), &format!("{what}{took}"));
             }

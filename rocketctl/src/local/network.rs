@@ -12,6 +12,8 @@ const LAST_HOST: u8 = 254;
 /// Name servers start here, brokers later, so that name servers keep the first addresses when they are scaled.
 pub(crate) const FIRST_NAME_SERVER: u8 = 1;
 pub(crate) const FIRST_BROKER: u8 = 11;
+/// What a broker may listen on: clients, replication, probes, elections.
+const BROKER_PORTS: [u16; 5] = [10_911, 10_909, 10_912, 10_913, 40_911];
 /// Ports of a cluster on a single address: a block, of which a pod takes ten.
 const FIRST_PORT: u16 = 20_000;
 const PORTS_PER_CLUSTER: u16 = 1_000;
@@ -94,11 +96,10 @@ pub(crate) fn choose(
 ) -> Result<Network> {
     let clear = |network: &Network| {
         let probes: Vec<(u8, u16)> = match network {
-            Network::Own { .. } => vec![
-                (FIRST_NAME_SERVER, 9876),
-                (FIRST_BROKER, 10_911),
-                (FIRST_BROKER, 10_909),
-            ],
+            Network::Own { .. } => [(FIRST_NAME_SERVER, 9876)]
+                .into_iter()
+                .chain(BROKER_PORTS.map(|port| (FIRST_BROKER, port)))
+                .collect(),
             Network::Shared { first_port } => vec![
                 (FIRST_NAME_SERVER, *first_port),
                 (FIRST_NAME_SERVER, first_port + 100),

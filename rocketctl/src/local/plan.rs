@@ -12,6 +12,8 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec, Service, Volume};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use operator_core::build::{LABEL_COMPONENT, Objects};
+use remoting::properties::{Properties, environment_name};
+use serde::{Deserialize, Serialize};
 
 use super::network::{Addresses, FIRST_BROKER, FIRST_NAME_SERVER, Network};
 
@@ -19,6 +21,9 @@ use super::network::{Addresses, FIRST_BROKER, FIRST_NAME_SERVER, Network};
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// Nobody here follows a route that is being withdrawn, so a stop need not wait for clients as long as in a cluster.
 const LOCAL_DRAIN_MS: &str = "200";
+/// Keys of an elected group.
+const ENABLE_ELECTION: &str = "enableDLegerCommitLog";
+const PEERS: &str = "dLegerPeers";
 
 /// Which program a pod runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,11 +41,24 @@ impl Program {
     }
 }
 
+/// What its file tells a broker to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Duty {
+    Master,
+    Slave,
+    /// The group elects its master.
+    Elected,
+}
+
 /// One process, with everything it needs. Two equal ones need no restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pod {
     pub(crate) name: String,
     pub(crate) program: Program,
+    /// `None` for a name server.
+    pub(crate) duty: Option<Duty>,
+    /// The brokers that keep the same messages; empty for a name server.
+    pub(crate) group: String,
     pub(crate) args: Vec<String>,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) files: BTreeMap<PathBuf, String>,
@@ -120,7 +138,17 @@ pub(crate) fn plan(objects: &Objects, addresses: &mut Addresses, folder: &Path) 
     }
     let pods = placed
         .iter()
-        .map(|p| make_pod(p, objects, addresses, folder, &hosts_file, &name_servers))
+        .map(|p| {
+            make_pod(
+                p,
+                &placed,
+                objects,
+                addresses,
+                folder,
+                &hosts_file,
+                &name_servers,
+            )
+        })
         .collect::<Result<_>>()?;
     Ok(Plan {
         pods,
@@ -170,8 +198,51 @@ fn port_named(
     Ok((addresses.port(place, index, standard), standard))
 }
 
+/// The duty and the group that a broker's file gives it.
+fn duty_of(config: &Properties) -> (Duty, String) {
+    let duty = if config.get(ENABLE_ELECTION) == Some("true") {
+        Duty::Elected
+    } else if config.get("brokerRole") == Some("SLAVE") {
+        Duty::Slave
+    } else {
+        Duty::Master
+    };
+    (
+        duty,
+        config.get("brokerName").unwrap_or_default().to_owned(),
+    )
+}
+
+/// The members of an elected group, `id-host:port` parted by `;`, with the names' addresses and the ports that they have here.
+fn peers_here(peers: &str, placed: &[Placed<'_>], addresses: &Addresses) -> Result<String> {
+    let here = |peer: &str| -> Result<String> {
+        let (id, target) = peer.split_once('-').context("no id")?;
+        let (host, port) = target.rsplit_once(':').context("no port")?;
+        let port: i32 = port.parse().context("its port is no number")?;
+        let name = host.split('.').next().unwrap_or_default();
+        let member = placed
+            .iter()
+            .find(|p| p.name == name)
+            .context("there is no such pod")?;
+        let ports = container(member)?.ports.as_deref().unwrap_or_default();
+        let index = ports
+            .iter()
+            .position(|p| p.container_port == port)
+            .context("the pod has no such port")?;
+        let port = addresses.port(member.place, index, u16::try_from(port)?);
+        Ok(format!("{id}-{}", SocketAddr::new(member.ip, port)))
+    };
+    let all = peers
+        .split(';')
+        .map(str::trim)
+        .filter(|peer| !peer.is_empty())
+        .map(|peer| here(peer).with_context(|| format!("{PEERS}: {peer}")));
+    Ok(all.collect::<Result<Vec<_>>>()?.join(";"))
+}
+
 fn make_pod(
     pod: &Placed<'_>,
+    placed: &[Placed<'_>],
     objects: &Objects,
     addresses: &Addresses,
     folder: &Path,
@@ -214,6 +285,13 @@ fn make_pod(
         }
     }
     let folders = mounts.values().cloned().collect();
+    let config = match (pod.program, objects.config_of(&pod.name)) {
+        (Program::Broker, Some(text)) => Some(
+            Properties::parse(text.as_bytes())
+                .with_context(|| format!("the configuration of {}", pod.name))?,
+        ),
+        _ => None,
+    };
 
     let (http, _) = port_named(container, probe_port(container), addresses, pod.place)?;
     let (remoting, _) = port_named(container, "remoting", addresses, pod.place)?;
@@ -242,11 +320,20 @@ fn make_pod(
             );
             let list: Vec<String> = name_servers.iter().map(ToString::to_string).collect();
             env.insert("ROCKETMQ_NAMESRV_ADDR".to_owned(), list.join(";"));
+            if let Some(peers) = config.as_ref().and_then(|c| c.get(PEERS)) {
+                env.insert(
+                    environment_name(PEERS),
+                    peers_here(peers, placed, addresses)?,
+                );
+            }
         }
     }
+    let (duty, group) = config.as_ref().map(duty_of).unzip();
     Ok(Pod {
         name: pod.name.clone(),
         program: pod.program,
+        duty,
+        group: group.unwrap_or_default(),
         args,
         env,
         files,
@@ -545,6 +632,59 @@ mod tests {
             .map(|p| broker.env[&format!("ROCKETMQ_{p}_PORT")].parse().unwrap())
             .collect();
         assert_eq!(ports, vec![20_100, 20_102, 20_103]);
+    }
+
+    #[test]
+    fn members_of_an_elected_group_find_each_other_on_one_address() {
+        let mut addresses = Addresses::new(Network::Shared { first_port: 20_000 });
+        let manifest = manifest::parse(
+            "apiVersion: rocketcluster.io/v1alpha1\nkind: RocketCluster\nmetadata: {name: demo}\nspec: {mode: multi-master}\n",
+            None,
+        )
+        .unwrap();
+        let sets = &manifest.objects.stateful_sets;
+        let placed: Vec<Placed<'_>> = [(1, "demo-broker-0-0"), (2, "demo-broker-1-0")]
+            .into_iter()
+            .map(|(set, name)| {
+                let place = addresses.place(name, FIRST_BROKER).unwrap();
+                Placed {
+                    name: name.to_owned(),
+                    labels: BTreeMap::new(),
+                    set: &sets[set],
+                    ip: addresses.ip(place),
+                    place,
+                    program: Program::Broker,
+                }
+            })
+            .collect();
+        let peers = |list: &str| peers_here(list, &placed, &addresses);
+        assert_eq!(
+            peers("n0-demo-broker-0-0.demo-broker-0.shop.svc:10911;n1-demo-broker-1-0.demo-broker-1.shop.svc:10912").unwrap(),
+            "n0-127.0.0.1:20100;n1-127.0.0.1:20112"
+        );
+        for (wrong, why) in [
+            ("n0-nobody:10911", "there is no such pod"),
+            ("n0-demo-broker-0-0:1", "the pod has no such port"),
+            ("n0-demo-broker-0-0", "no port"),
+            ("demo", "no id"),
+        ] {
+            let e = format!("{:#}", peers(wrong).unwrap_err());
+            assert!(e.contains(why) && e.contains(PEERS), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_file_gives_a_broker_its_duty() {
+        let duty = |text: &str| duty_of(&Properties::parse(text.as_bytes()).unwrap());
+        assert_eq!(
+            duty("brokerName=a\nbrokerRole=SLAVE\n"),
+            (Duty::Slave, "a".to_owned())
+        );
+        assert_eq!(duty("brokerRole=SYNC_MASTER\n").0, Duty::Master);
+        assert_eq!(
+            duty("brokerRole=SLAVE\nenableDLegerCommitLog=true\n").0,
+            Duty::Elected
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::network::{Addresses, Network};
+use super::plan::Duty;
 
 /// Set in the environment of every pod's process, so that it dies with its supervisor and `mqshutdown` leaves it alone.
 pub(crate) const SUPERVISED: &str = "ROCKETCTL_SUPERVISED";
@@ -202,6 +203,9 @@ pub(crate) enum PodPhase {
 pub(crate) struct PodState {
     pub(crate) name: String,
     pub(crate) program: String,
+    /// What its file tells a broker to be; who was elected is only to be had from the brokers themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) duty: Option<Duty>,
     pub(crate) address: String,
     pub(crate) phase: PodPhase,
     /// It answers, ready or not.

@@ -3,7 +3,7 @@
 //! Level-based like the operator: a manifest is compared with what is wanted of each pod now, so that applying it again, or a newer one half-way, is
 //! safe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -15,8 +15,9 @@ use tokio::task::JoinHandle;
 
 use super::manifest::{self, Manifest};
 use super::network::{self, Addresses};
-use super::plan::{self, Plan, Pod, Program};
+use super::plan::{self, Duty, Plan, Pod, Program};
 use super::pod::{Desired, keep};
+use super::standing;
 use super::state::{ClusterFolder, DataRoot, Lock, Phase, PodPhase, PodState, State};
 
 /// What is known of the pods, for everybody who waits for it; every change also goes to `state.json`.
@@ -259,9 +260,7 @@ impl Supervisor {
                     })
                     .await;
             }
-            for pod in old {
-                self.roll(pod, revision).await;
-            }
+            self.roll(old, plan, revision).await;
         }
         let gone: Vec<String> = self
             .pods
@@ -283,6 +282,7 @@ impl Supervisor {
             s.pods.push(PodState {
                 name: pod.name.clone(),
                 program: pod.program.command().to_owned(),
+                duty: pod.duty,
                 address: pod.address.to_string(),
                 phase: PodPhase::Pending,
                 live: false,
@@ -312,22 +312,38 @@ impl Supervisor {
         );
     }
 
-    /// Restarts a pod if it has to run with something else, and waits until it is ready again: one at a time.
-    async fn roll(&mut self, pod: Arc<Pod>, revision: u64) {
-        let Some(kept) = self.pods.get_mut(&pod.name) else {
-            return;
-        };
-        if *kept.pod == *pod {
-            return;
+    /// Restarts the pods that have to run with something else, one at a time, each waited for, in the order of their roles: who copies before who is
+    /// copied from, so that a master finds its slaves again and an elected group hands over once.
+    async fn roll(&mut self, pods: Vec<Arc<Pod>>, plan: &Plan, revision: u64) {
+        let mut left = pods;
+        left.retain(|pod| {
+            self.pods
+                .get(&pod.name)
+                .is_some_and(|kept| kept.pod != *pod)
+        });
+        loop {
+            // Asked again each time, because a restart can move the lead.
+            let masters = if left.iter().any(|pod| pod.duty == Some(Duty::Elected)) {
+                standing::masters(&plan.name_servers, &plan.pods).await
+            } else {
+                BTreeSet::new()
+            };
+            let Some(pod) = next_to_roll(&left, &masters) else {
+                return;
+            };
+            left.retain(|other| other.name != pod.name);
+            let Some(kept) = self.pods.get_mut(&pod.name) else {
+                continue;
+            };
+            kept.pod = pod.clone();
+            let name = pod.name.clone();
+            kept.desired.send_replace(Desired::Run { pod, revision });
+            self.board
+                .until_pod(&name, |p| {
+                    p.revision == revision && p.phase == PodPhase::Ready
+                })
+                .await;
         }
-        kept.pod = pod.clone();
-        let name = pod.name.clone();
-        kept.desired.send_replace(Desired::Run { pod, revision });
-        self.board
-            .until_pod(&name, |p| {
-                p.revision == revision && p.phase == PodPhase::Ready
-            })
-            .await;
     }
 
     async fn remove(&mut self, name: &str) {
@@ -341,15 +357,16 @@ impl Supervisor {
         self.board.change(|s| s.pods.retain(|p| p.name != name));
     }
 
-    /// Brokers first, so that they can say goodbye to the name servers. A second signal waits no longer.
+    /// Masters first, while their slaves can still take what is on its way; name servers last, so that brokers can say goodbye to them. A second signal
+    /// waits no longer.
     async fn stop(mut self, signals: &mut Signals, show: &mut impl FnMut(&State)) {
         self.board.change(|s| s.phase = Phase::Stopping);
-        for program in [Program::Broker, Program::NameServer] {
+        for stage in 0..=LAST_TO_STOP {
             let mut going: BTreeMap<String, Kept> = BTreeMap::new();
             let names: Vec<String> = self
                 .pods
                 .iter()
-                .filter(|(_, k)| k.pod.program == program)
+                .filter(|(_, k)| stage_of_stop(&k.pod) == stage)
                 .map(|(n, _)| n.clone())
                 .collect();
             for name in names {
@@ -377,6 +394,29 @@ impl Supervisor {
             }
             show(&self.board.state());
         }
+    }
+}
+
+/// Which of the pods is restarted next: group by group, who copies first, then whoever others copy from.
+fn next_to_roll(left: &[Arc<Pod>], masters: &BTreeSet<String>) -> Option<Arc<Pod>> {
+    let rank = |pod: &Pod| match pod.duty {
+        None | Some(Duty::Slave) => 0,
+        Some(Duty::Elected) => 1 + i32::from(masters.contains(&pod.name)),
+        Some(Duty::Master) => 2,
+    };
+    left.iter()
+        .min_by_key(|pod| (pod.group.clone(), rank(pod), pod.name.clone()))
+        .cloned()
+}
+
+const LAST_TO_STOP: u8 = 2;
+
+/// Pods of one stage stop together. Nobody knows who leads an elected group a moment later, so its members are told at once.
+fn stage_of_stop(pod: &Pod) -> u8 {
+    match pod.duty {
+        Some(Duty::Master | Duty::Elected) => 0,
+        Some(Duty::Slave) => 1,
+        None => LAST_TO_STOP,
     }
 }
 
@@ -410,5 +450,69 @@ impl Signals {
             _ = self.hangup.recv() => Told::Stop,
             _ = self.apply.recv() => Told::Apply,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::time::Duration;
+
+    fn pod(name: &str, group: &str, duty: Option<Duty>) -> Arc<Pod> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        Arc::new(Pod {
+            name: name.to_owned(),
+            program: duty.map_or(Program::NameServer, |_| Program::Broker),
+            duty,
+            group: group.to_owned(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            files: BTreeMap::new(),
+            folders: Vec::new(),
+            log: "log".into(),
+            address,
+            http: address,
+            grace: Duration::ZERO,
+        })
+    }
+
+    fn order(mut left: Vec<Arc<Pod>>, masters: &[&str]) -> Vec<String> {
+        let masters = masters.iter().map(|m| (*m).to_owned()).collect();
+        let mut order = Vec::new();
+        while let Some(next) = next_to_roll(&left, &masters) {
+            left.retain(|pod| pod.name != next.name);
+            order.push(next.name.clone());
+        }
+        order
+    }
+
+    #[test]
+    fn who_copies_is_restarted_before_who_is_copied_from() {
+        let (master, slave) = (Some(Duty::Master), Some(Duty::Slave));
+        let pods = vec![
+            pod("b-0-0", "b-0", master),
+            pod("b-0-1", "b-0", slave),
+            pod("b-0-2", "b-0", slave),
+            pod("b-1-0", "b-1", master),
+            pod("b-1-1", "b-1", slave),
+        ];
+        assert_eq!(
+            order(pods, &[]),
+            ["b-0-1", "b-0-2", "b-0-0", "b-1-1", "b-1-0"]
+        );
+        let elected = Some(Duty::Elected);
+        let pods = ["b-0-0", "b-0-1", "b-0-2"]
+            .map(|name| pod(name, "b-0", elected))
+            .to_vec();
+        assert_eq!(order(pods, &["b-0-1"]), ["b-0-0", "b-0-2", "b-0-1"]);
+    }
+
+    #[test]
+    fn masters_stop_before_slaves_and_these_before_name_servers() {
+        let stage = |duty| stage_of_stop(&pod("p", "g", duty));
+        assert!(stage(Some(Duty::Master)) < stage(Some(Duty::Slave)));
+        assert!(stage(Some(Duty::Slave)) < stage(None));
+        assert_eq!(stage(None), LAST_TO_STOP);
     }
 }
