@@ -35,9 +35,18 @@ pub(crate) struct Report {
     /// Sends that failed although the client tried again by itself; each was repeated until acknowledged.
     #[serde(default)]
     pub(crate) refused: u64,
-    /// The longest time between a message's first try and its acknowledgement.
+    /// Messages received more than once.
     #[serde(default)]
-    pub(crate) longest_stall_ms: u64,
+    pub(crate) duplicates: u64,
+    /// Messages that stand in their queue before one that was sent earlier.
+    #[serde(default)]
+    pub(crate) disordered: u64,
+    /// Places in a queue that held two different messages, one after the other.
+    #[serde(default)]
+    pub(crate) rewritten: u64,
+    /// The longest time between two acknowledgements.
+    #[serde(default)]
+    pub(crate) longest_gap_ms: u64,
 }
 
 impl Space {
@@ -235,6 +244,12 @@ impl Flow {
                 report.acked
             );
         }
+        ensure!(
+            report.disordered == 0 && report.rewritten == 0,
+            "{}: order or content of a queue changed: {report:?}: {}",
+            self.name,
+            self.errors().await
+        );
         println!("    {}: {report:?}", self.name);
         Ok(report)
     }

@@ -1,8 +1,10 @@
 import java.nio.charset.StandardCharsets;
+import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.UUID;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ConcurrentSkipListMap;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
@@ -21,6 +23,9 @@ import org.apache.rocketmq.common.message.MessageExt;
  *   produce NAMESRV TOPIC COUNT   sends until COUNT are acknowledged
  *   consume NAMESRV TOPIC COUNT   a new group, from the first offset, until COUNT different ones have come
  *
+ * Also counted: duplicates, messages that stand in their queue before an earlier one, places of a queue that held two different messages, sends that
+ * failed although the client tried again by itself, and the longest time between two acknowledgements.
+ *
  * Says "ready" when messages flow, and ends with one line of JSON. Exit code 1: something acknowledged did not come back in time.
  */
 public class Client {
@@ -28,8 +33,12 @@ public class Client {
     static final Set<String> acked = ConcurrentHashMap.newKeySet();
     static final Set<String> received = ConcurrentHashMap.newKeySet();
     static final AtomicInteger duplicates = new AtomicInteger();
-    static int refused = 0;
-    static long longestStallMs = 0;
+    /** Per queue: offset, and the message that was read there. */
+    static final Map<String, ConcurrentSkipListMap<Long, String>> queues = new ConcurrentHashMap<>();
+    static final AtomicInteger rewritten = new AtomicInteger();
+    static int refused = 0, sent = 0;
+    static long longestGapMs = 0, lastAcked = System.nanoTime();
+    static final String run = UUID.randomUUID().toString();
     static String namesrv, topic;
 
     public static void main(String[] args) {
@@ -77,6 +86,8 @@ public class Client {
         DefaultMQProducer producer = producer();
         send(producer); // makes the topic, so that the consumer finds a route at once
         consumer();
+        longestGapMs = 0; // starting is not counted
+        lastAcked = System.nanoTime();
         boolean ready = false;
         while (ended.get() == 0) {
             send(producer);
@@ -112,7 +123,15 @@ public class Client {
         consumer.subscribe(topic, "*");
         consumer.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
             for (MessageExt m : messages) {
-                if (!received.add(new String(m.getBody(), StandardCharsets.UTF_8))) duplicates.incrementAndGet();
+                String body = new String(m.getBody(), StandardCharsets.UTF_8);
+                if (!received.add(body)) duplicates.incrementAndGet();
+                // The same place read twice, from the master or from a slave, holds the same message for ever.
+                String before = queues.computeIfAbsent(m.getBrokerName() + " " + m.getQueueId(), q -> new ConcurrentSkipListMap<>())
+                    .put(m.getQueueOffset(), body);
+                if (before != null && !before.equals(body)) {
+                    rewritten.incrementAndGet();
+                    System.err.println(m.getBrokerName() + " " + m.getQueueId() + ": " + m.getQueueOffset() + " was " + before + ", is " + body);
+                }
             }
             return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
         });
@@ -121,7 +140,7 @@ public class Client {
 
     /** One new message, again and again until it is acknowledged. */
     static void send(DefaultMQProducer producer) throws Exception {
-        String body = topic + "-" + UUID.randomUUID();
+        String body = topic + "-" + run + "-" + sent++;
         long began = System.nanoTime();
         long giveUp = began + CATCH_UP_SECONDS * 1_000_000_000L;
         while (true) {
@@ -138,7 +157,9 @@ public class Client {
             if (System.nanoTime() > giveUp) throw new IllegalStateException("not one send succeeded in " + CATCH_UP_SECONDS + " s");
             Thread.sleep(100);
         }
-        longestStallMs = Math.max(longestStallMs, (System.nanoTime() - began) / 1_000_000);
+        long now = System.nanoTime();
+        longestGapMs = Math.max(longestGapMs, (now - lastAcked) / 1_000_000);
+        lastAcked = now;
         acked.add(body);
     }
 
@@ -147,9 +168,24 @@ public class Client {
         while ((received.size() < count || !received.containsAll(acked)) && System.nanoTime() < giveUp) Thread.sleep(50);
     }
 
+    /** Own messages that lie in their queue before one that was sent earlier. */
+    static int disordered() {
+        int count = 0;
+        for (var queue : queues.values()) {
+            int highest = -1;
+            for (String body : queue.values()) {
+                if (!body.contains(run)) continue; // somebody else's
+                int number = Integer.parseInt(body.substring(body.lastIndexOf('-') + 1));
+                if (number < highest) count++;
+                highest = Math.max(highest, number);
+            }
+        }
+        return count;
+    }
+
     static void report(Set<String> missing) {
-        System.out.printf("{\"acked\": %d, \"received\": %d, \"missing\": %d, \"duplicates\": %d, \"refused\": %d, \"longestStallMs\": %d}%n",
-            acked.size(), received.size(), missing.size(), duplicates.get(), refused, longestStallMs);
+        System.out.printf("{\"acked\": %d, \"received\": %d, \"missing\": %d, \"duplicates\": %d, \"disordered\": %d, \"rewritten\": %d, \"refused\": %d, \"longestGapMs\": %d}%n",
+            acked.size(), received.size(), missing.size(), duplicates.get(), disordered(), rewritten.get(), refused, longestGapMs);
         missing.stream().limit(10).forEach(m -> System.err.println("missing: " + m));
         Runtime.getRuntime().halt(missing.isEmpty() ? 0 : 1); // what the clients leave open does not matter here
     }
