@@ -612,6 +612,53 @@ impl Admin {
         .await
     }
 
+    /// How a member of a group that elects its own master sees the group.
+    pub async fn dledger_status(&self, broker: &str) -> Result<DLedgerStatus> {
+        self.json(
+            broker,
+            RemotingCommand::request(request_code::DLEDGER_STATUS),
+        )
+        .await
+    }
+
+    /// Asks the leader to hand over to a member, or to whichever follower is furthest. Answered when the hand-over has begun: the
+    /// leader refuses when that member is too far behind. Anybody but the leader answers `SERVICE_NOT_AVAILABLE` (14), naming the leader.
+    pub async fn dledger_transfer_leadership(
+        &self,
+        leader: &str,
+        target: Option<&str>,
+    ) -> Result<()> {
+        let header = DLedgerTransferLeadershipRequestHeader {
+            target_id: target.map(str::to_owned),
+        };
+        self.done(
+            leader,
+            request(request_code::DLEDGER_TRANSFER_LEADERSHIP, &header),
+        )
+        .await
+    }
+
+    /// Asks the leader to take a member in: as a learner, which votes from when it has caught up. Answered when the change is proposed; one
+    /// change at a time, so another answer than success may be asked again. Success as well when it is a member already.
+    pub async fn dledger_add_member(&self, leader: &str, id: &str, address: &str) -> Result<()> {
+        let header = DLedgerAddMemberRequestHeader {
+            id: id.to_owned(),
+            address: address.to_owned(),
+        };
+        self.done(leader, request(request_code::DLEDGER_ADD_MEMBER, &header))
+            .await
+    }
+
+    /// Asks the leader to let a member go, which must not be the leader itself. Success as well when it is no member.
+    pub async fn dledger_remove_member(&self, leader: &str, id: &str) -> Result<()> {
+        let header = DLedgerRemoveMemberRequestHeader { id: id.to_owned() };
+        self.done(
+            leader,
+            request(request_code::DLEDGER_REMOVE_MEMBER, &header),
+        )
+        .await
+    }
+
     pub async fn broker_stats(
         &self,
         broker: &str,

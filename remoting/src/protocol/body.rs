@@ -918,6 +918,51 @@ bodies! {
         master: bool,
         master_commit_log_max_offset: i64,
     }
+
+    /// One member of a group that elects its own master, as the leader knows it (a follower knows ids and addresses only).
+    DLedgerMember {
+        /// `host:port` by which its peers reach it.
+        address: String,
+        id: String,
+        /// Bytes of the log that it has not confirmed yet.
+        lag_bytes: i64,
+        match_index: i64,
+        /// Whether the leader has heard from it within an election time-out; true for the leader itself.
+        recently_active: bool,
+        /// Counts for elections and commits; false: a learner, which only copies.
+        voter: bool,
+    }
+
+    /// Answer to 20101, by any member, whether there is a leader or not.
+    DLedgerStatus {
+        applied_index: i64,
+        /// It began on an empty volume while its group has a history: it takes no part until it is removed (20104) and added (20103) again.
+        blank: bool,
+        commit_index: i64,
+        /// Where the committed part of the log ends, in bytes.
+        commit_offset: i64,
+        /// `dLegerGroup`.
+        group: String,
+        last_index: i64,
+        /// Where the log ends, in bytes.
+        last_offset: i64,
+        /// Empty while there is none.
+        leader_id: String,
+        members: Vec<DLedgerMember>,
+        self_id: String,
+        state: DLedgerState,
+        term: i64,
+    }
+}
+
+names! {
+    /// What a member of a group that elects its own master is now.
+    DLedgerState {
+        Follower = "FOLLOWER",
+        Candidate = "CANDIDATE",
+        Leader = "LEADER",
+        Learner = "LEARNER",
+    }
 }
 
 #[cfg(test)]

@@ -649,4 +649,22 @@ headers! {
         offline_broker_addr: Option<String>,
         ha_broker_addr: Option<String>,
     }
+
+    /// 20102, to the leader.
+    DLedgerTransferLeadershipRequestHeader {
+        /// The member that shall lead; none: whichever follower is furthest.
+        target_id: Option<String>,
+    }
+
+    /// 20103, to the leader. The member learns first and votes when it has caught up.
+    DLedgerAddMemberRequestHeader {
+        id: String,
+        /// `host:port` by which its peers reach it.
+        address: String,
+    }
+
+    /// 20104, to the leader.
+    DLedgerRemoveMemberRequestHeader {
+        id: String,
+    }
 }

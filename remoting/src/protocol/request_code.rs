@@ -152,6 +152,11 @@ codes! {
     AUTH_DELETE_ACL = 3008,
     AUTH_GET_ACL = 3009,
     AUTH_LIST_ACL = 3010,
+    // Ours: upstream has nothing of the kind. 20101 and on are about a group that elects its own master.
+    DLEDGER_STATUS = 20101,
+    DLEDGER_TRANSFER_LEADERSHIP = 20102,
+    DLEDGER_ADD_MEMBER = 20103,
+    DLEDGER_REMOVE_MEMBER = 20104,
     POP_MESSAGE = 200050,
     ACK_MESSAGE = 200051,
     PEEK_MESSAGE = 200052,
