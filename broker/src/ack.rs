@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -23,6 +23,10 @@ use crate::http::Metrics;
 /// instead of running into the bound at which the store refuses them (`store::StoreConfig::max_unflushed_bytes`, twice this).
 const UNFLUSHED_WHEN_HELD: u64 = 128 << 20;
 
+/// Remark of a send that is stored here and that no slave, or too few, said to have.
+const NOT_REPLICATED: &str =
+    "the message is stored, but too few slaves said within slaveTimeout that they have it";
+
 /// What must have happened to a message before its send is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
@@ -30,16 +34,28 @@ pub enum Level {
     Confirmed,
     /// It is on disk as well.
     Flushed,
+    /// Confirmed, and enough slaves have it.
+    Replicated,
+    /// On disk, and enough slaves have it.
+    FlushedReplicated,
 }
 
 impl Level {
-    /// The position up to which this holds.
-    pub fn reached(self, marks: &Watermarks) -> u64 {
+    /// Levels that only the log itself decides.
+    const LOCAL: [Self; 2] = [Self::Confirmed, Self::Flushed];
+    /// Levels that slaves have a part in.
+    const REPLICATED: [Self; 2] = [Self::Replicated, Self::FlushedReplicated];
+
+    /// The position up to which this holds; `replicated` is what enough slaves have.
+    pub fn reached(self, marks: &Watermarks, replicated: u64) -> u64 {
+        let confirmed = marks
+            .confirm
+            .min(marks.flushed.saturating_add(UNFLUSHED_WHEN_HELD));
         match self {
-            Self::Confirmed => marks
-                .confirm
-                .min(marks.flushed.saturating_add(UNFLUSHED_WHEN_HELD)),
+            Self::Confirmed => confirmed,
             Self::Flushed => marks.confirm.min(marks.flushed),
+            Self::Replicated => confirmed.min(replicated),
+            Self::FlushedReplicated => marks.confirm.min(marks.flushed).min(replicated),
         }
     }
 }
@@ -169,6 +185,10 @@ impl AnswerWriter {
 pub struct AckTable {
     confirmed: Mutex<VecDeque<Waiting>>,
     flushed: Mutex<VecDeque<Waiting>>,
+    replicated: Mutex<VecDeque<Waiting>>,
+    flushed_replicated: Mutex<VecDeque<Waiting>>,
+    /// Somebody ever waited for a slave; set before the watermarks are read again.
+    replicates: AtomicBool,
     bytes: AtomicI64,
     writer: AnswerWriter,
     metrics: Arc<Metrics>,
@@ -180,6 +200,9 @@ impl AckTable {
         Self {
             confirmed: Mutex::default(),
             flushed: Mutex::default(),
+            replicated: Mutex::default(),
+            flushed_replicated: Mutex::default(),
+            replicates: AtomicBool::new(false),
             bytes: AtomicI64::new(0),
             writer,
             metrics,
@@ -198,7 +221,8 @@ impl AckTable {
 
     /// How many sends wait.
     pub fn waiting(&self) -> usize {
-        self.confirmed.lock().len() + self.flushed.lock().len()
+        let levels = Level::LOCAL.into_iter().chain(Level::REPLICATED);
+        levels.map(|level| self.queue(level).lock().len()).sum()
     }
 
     /// Keeps the answer until the level's watermark, which `reached` reads, has passed its end; gives it back when it has.
@@ -209,6 +233,9 @@ impl AckTable {
         answer: SendAnswer,
         reached: impl Fn() -> u64,
     ) -> Option<SendAnswer> {
+        if Level::REPLICATED.contains(&level) {
+            self.replicates.store(true, Ordering::SeqCst);
+        }
         let mut queue = self.queue(level).lock();
         if reached() >= answer.end {
             return Some(answer);
@@ -229,9 +256,20 @@ impl AckTable {
     }
 
     /// Gives every answer whose position was passed.
-    pub fn release(&self, marks: &Watermarks) {
-        for level in [Level::Confirmed, Level::Flushed] {
-            self.release_queue(level, level.reached(marks));
+    pub fn release(&self, marks: &Watermarks, replicated: u64) {
+        for level in Level::LOCAL {
+            self.release_queue(level, level.reached(marks, replicated));
+        }
+        self.release_replicated(marks, replicated);
+    }
+
+    /// The same after slaves reported: only what waits for them.
+    pub fn release_replicated(&self, marks: &Watermarks, replicated: u64) {
+        if !self.replicates.load(Ordering::SeqCst) {
+            return;
+        }
+        for level in Level::REPLICATED {
+            self.release_queue(level, level.reached(marks, replicated));
         }
     }
 
@@ -249,35 +287,72 @@ impl AckTable {
 
     /// The log failed: nothing that waits will ever be there.
     pub fn fail_all(&self, remark: &str) {
-        for level in [Level::Confirmed, Level::Flushed] {
+        self.fail_all_with(response_code::SYSTEM_ERROR, remark);
+    }
+
+    /// Answers everything that waits with this code.
+    pub fn fail_all_with(&self, code: i32, remark: &str) {
+        for level in Level::LOCAL.into_iter().chain(Level::REPLICATED) {
             let done: Vec<Waiting> = self.queue(level).lock().drain(..).collect();
-            self.give(done, Some((response_code::SYSTEM_ERROR, remark)));
+            self.give(done, Some((code, remark)));
+        }
+    }
+
+    /// Answers FLUSH_SLAVE_TIMEOUT to sends that were read before this time and that too few slaves have.
+    pub fn expire_replicated(&self, before: Instant, replicated: u64) {
+        if !self.replicates.load(Ordering::SeqCst) {
+            return;
+        }
+        for level in Level::REPLICATED {
+            let done = self.take(level, |w| {
+                w.answer.started <= before && w.answer.end > replicated
+            });
+            self.give(
+                done,
+                Some((response_code::FLUSH_SLAVE_TIMEOUT, NOT_REPLICATED)),
+            );
+        }
+    }
+
+    /// No slave will be heard any more: what still waits for one is stored here, and perhaps there.
+    pub fn give_up_replicated(&self) {
+        for level in Level::REPLICATED {
+            let done = self.take(level, |_| true);
+            self.give(
+                done,
+                Some((response_code::FLUSH_SLAVE_TIMEOUT, NOT_REPLICATED)),
+            );
         }
     }
 
     /// Gives the answers of sends that were read before this time and are held only because the disk is slow: what they promise is true.
     pub fn release_held(&self, confirm: u64, before: Instant) {
-        let done = self.take_started_before(Level::Confirmed, before, confirm);
+        let done = self.take(Level::Confirmed, |w| {
+            w.answer.started <= before && w.answer.end <= confirm
+        });
         self.give(done, None);
     }
 
     /// Answers FLUSH_DISK_TIMEOUT to sends that were read before this time.
     pub fn expire(&self, before: Instant) {
-        let done = self.take_started_before(Level::Flushed, before, u64::MAX);
-        self.give(
-            done,
-            Some((
-                response_code::FLUSH_DISK_TIMEOUT,
-                "the message is written but its flush takes longer than syncFlushTimeout",
-            )),
-        );
+        for level in [Level::Flushed, Level::FlushedReplicated] {
+            let done = self.take(level, |w| w.answer.started <= before);
+            self.give(
+                done,
+                Some((
+                    response_code::FLUSH_DISK_TIMEOUT,
+                    "the message is written but its flush takes longer than syncFlushTimeout",
+                )),
+            );
+        }
     }
 
-    fn take_started_before(&self, level: Level, before: Instant, end: u64) -> Vec<Waiting> {
+    fn take(&self, level: Level, is_done: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
         let mut queue = self.queue(level).lock();
-        let (done, kept) = queue
-            .drain(..)
-            .partition(|w| w.answer.started <= before && w.answer.end <= end);
+        if !queue.iter().any(&is_done) {
+            return Vec::new();
+        }
+        let (done, kept) = queue.drain(..).partition(is_done);
         *queue = kept;
         Vec::from(done)
     }
@@ -309,6 +384,8 @@ impl AckTable {
         match level {
             Level::Confirmed => &self.confirmed,
             Level::Flushed => &self.flushed,
+            Level::Replicated => &self.replicated,
+            Level::FlushedReplicated => &self.flushed_replicated,
         }
     }
 }
@@ -381,15 +458,15 @@ mod tests {
         let (table, a) = (table(), connection());
         let end = UNFLUSHED_WHEN_HELD + 1_000;
         let slow = marks(end + 5_000, 0);
-        let reached = || Level::Confirmed.reached(&slow);
+        let reached = || Level::Confirmed.reached(&slow, 0);
         assert!(
             table
                 .wait(Level::Confirmed, &a, answer(1, end), reached)
                 .is_none()
         );
-        table.release(&slow);
+        table.release(&slow, 0);
         assert_eq!(sent(&a), []);
-        table.release(&marks(end + 5_000, 1_000));
+        table.release(&marks(end + 5_000, 1_000), 0);
         assert_eq!(sent(&a), [(1, response_code::SUCCESS)]);
 
         assert!(
@@ -423,11 +500,11 @@ mod tests {
                 .is_none()
         );
         assert_eq!((table.waiting(), table.bytes_in_flight()), (4, 400));
-        table.release(&marks(100, 0));
+        table.release(&marks(100, 0), 0);
         assert_eq!((sent(&a), sent(&b)), (vec![], vec![(2, 0)]));
-        table.release(&marks(300, 120));
+        table.release(&marks(300, 120), 0);
         assert_eq!(sent(&a), [(1, 0), (3, 0)]);
-        table.release(&marks(300, 150));
+        table.release(&marks(300, 150), 0);
         assert_eq!(sent(&a), [(4, 0)]);
         assert_eq!((table.waiting(), table.bytes_in_flight()), (0, 0));
     }

@@ -18,10 +18,11 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::ack::{AckTable, AnswerWriter};
+use crate::ack::{AckTable, AnswerWriter, Level};
 use crate::client::{Connections, ConsumerManager, ProducerManager};
-use crate::config::{BrokerConfig, BrokerRole, FlushDiskType, Settings};
+use crate::config::{BrokerConfig, FlushDiskType, Settings};
 use crate::config_file::{self, Saver};
+use crate::ha::{self, Ha};
 use crate::http::{Metrics, Status};
 use crate::longpolling::{Held, PullRequestHoldService};
 use crate::offset::ConsumerOffsetManager;
@@ -29,7 +30,7 @@ use crate::processor::send_message::{self, InnerMessage};
 use crate::processor::{self, FrontDoor, pull_message};
 use crate::rebalance_lock::RebalanceLockManager;
 use crate::registration::Registrar;
-use crate::role::{Role, RoleHolder, RoleNow};
+use crate::role::{Role, RoleHolder};
 use crate::schedule::{DelayLevels, ScheduleMessageService};
 use crate::stats::BrokerStatsManager;
 use crate::subscription::SubscriptionGroupManager;
@@ -134,6 +135,8 @@ pub struct Broker {
     pub held: PullRequestHoldService,
     /// What it is within its group.
     pub role: RoleHolder,
+    /// Replication of the log, as master or slave.
+    pub ha: Ha,
     /// Asks for registrations.
     pub registrar: Registrar,
     /// Counters of `/metrics`.
@@ -223,11 +226,6 @@ impl Broker {
     ) -> Result<Arc<Self>, StartError> {
         let mut settings = settings;
         settings.resolve_advertised().await?;
-        if settings.raw.broker_role == BrokerRole::SyncMaster {
-            tracing::warn!(
-                "brokerRole=SYNC_MASTER: no slave can follow yet; sends are stored and answered SLAVE_NOT_AVAILABLE"
-            );
-        }
         let raw = settings.raw.clone();
         let listener = bind(SocketAddr::new(settings.bind_address, raw.listen_port)).await?;
         let listen_address = listener.local_addr().map_err(|source| StartError::Bind {
@@ -244,6 +242,9 @@ impl Broker {
                 .await?,
             ),
         };
+        let replication = ha::Listener::bind(&settings, listen_address.port())
+            .await
+            .map_err(|(address, source)| StartError::Bind { address, source })?;
         let status = Arc::new(Status::default());
         let http = match raw.http_port {
             0 => None,
@@ -266,9 +267,17 @@ impl Broker {
             Ok(store) => store?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
-        let broker =
-            Self::build(settings, clock, store, listen_address, status).inspect_err(|_| ())?;
+        let broker = Self::build(
+            settings,
+            clock,
+            store,
+            listen_address,
+            replication.port(),
+            status,
+        )?;
         broker.clone().listen_to_store();
+        let thread = ha::start(&broker, replication).map_err(StartError::Thread)?;
+        broker.threads.lock().extend(thread);
         broker.schedule.start().map_err(StartError::Thread)?;
         broker.serve(listener, false);
         if let Some(fast) = fast {
@@ -284,6 +293,7 @@ impl Broker {
         clock: Arc<dyn Clock>,
         store: Arc<Store>,
         listen_address: SocketAddr,
+        ha_port: u16,
         status: Arc<Status>,
     ) -> Result<Arc<Self>, StartError> {
         let raw = settings.raw.clone();
@@ -317,11 +327,6 @@ impl Broker {
         let port = listen_address.port();
         let store_host = SocketAddr::new(settings.advertised, port);
         let ha_ip: IpAddr = raw.broker_ip2.parse().unwrap_or(settings.advertised);
-        let ha_port = if raw.ha_listen_port == 0 {
-            port.saturating_add(1)
-        } else {
-            raw.ha_listen_port
-        };
         let metrics = Arc::new(Metrics::default());
         let writer = AnswerWriter::new(store_host, &raw.region_id, raw.trace_on);
         let added = format!(
@@ -329,7 +334,8 @@ impl Broker {
             raw.region_id, raw.trace_on, raw.broker_cluster_name
         );
         let broker = Arc::new(Self {
-            role: RoleHolder::new(RoleNow::configured(&raw)),
+            role: RoleHolder::new(ha::first_role(&raw, &store)),
+            ha: Ha::default(),
             config: ArcSwap::from_pointee(raw),
             boot_timestamp: clock.now_ms(),
             unique_key_prefix: unique_key_prefix(settings.advertised),
@@ -610,8 +616,14 @@ impl Broker {
         }
     }
 
+    /// The position up to which answers of this level may be given.
+    pub(crate) fn reached(&self, level: Level) -> u64 {
+        level.reached(&self.store.watermarks(), self.ha.replicated())
+    }
+
     fn watermark_moved(&self, marks: Watermarks) {
-        self.acks.release(&marks);
+        self.ha.log_moved();
+        self.acks.release(&marks, self.ha.replicated());
         if marks.poisoned {
             let reason = self.store.poisoned();
             self.acks
@@ -719,7 +731,9 @@ impl Broker {
                 () = closed => {}
             }
         }
+        self.ha.drained(self, self.settings.shutdown_drain).await;
         self.phase.store(Phase::Stopped as u8, Ordering::Release);
+        self.acks.give_up_replicated();
         self.stop.cancel();
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for task in tasks {
@@ -732,6 +746,7 @@ impl Broker {
 
     fn close(&self) {
         self.schedule.stop();
+        self.ha.stop();
         self.offsets.persist(&self.saver);
         self.groups.persist();
         self.topics.persist();

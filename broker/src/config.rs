@@ -206,14 +206,14 @@ macro_rules! keys {
 keys! {
     AtStart important "brokerClusterName" broker_cluster_name: String = "DefaultCluster".to_owned(), "the cluster this broker belongs to; also the name of a system topic";
     AtStart important "brokerName" broker_name: String = default_broker_name(), "the replica group; brokers of one group share it";
-    AtStart important "brokerId" broker_id: i64 = 0, "0 is the master of its group";
+    AtStart important "brokerId" broker_id: i64 = 0, "0 is the master of its group, slaves have 1 and up";
     AtStart important "brokerRole" broker_role: BrokerRole = BrokerRole::AsyncMaster, "ASYNC_MASTER, SYNC_MASTER or SLAVE";
     AtStart important "namesrvAddr" namesrv_addr: String = String::new(), "name servers, `host:port` separated by `;`; names are resolved again and again and every address is used";
     AtStart important "brokerIP1" broker_ip1: String = String::new(), "address given to clients and written into message ids; empty: advertisedHost, else the first suitable local address";
     AtStart important "brokerIP2" broker_ip2: String = String::new(), "address given to slaves; empty: brokerIP1";
     AtStart "advertisedHost" advertised_host: String = String::new(), "a name resolved once at start whose address becomes brokerIP1 (RocketCluster's own key)";
     AtStart important "listenPort" listen_port: u16 = 10911, "main port; the fast port, which serves everything but pulls, is two below it; 0 takes any free port and has no fast port";
-    AtStart "haListenPort" ha_listen_port: u16 = 0, "port for slaves; 0: listenPort + 1";
+    AtStart "haListenPort" ha_listen_port: u16 = 0, "port for slaves; 0: listenPort + 1 (any free port when that is 0 too)";
     AtStart "bindAddress" bind_address: String = "0.0.0.0".to_owned(), "local address that is listened on";
     AtStart "httpPort" http_port: u16 = 10913, "port of /livez, /readyz, /startupz and /metrics; 0: none (RocketCluster's own key)";
     Dynamic important "brokerPermission" broker_permission: i32 = 6, "2 write + 4 read for the whole broker; a change registers again";
@@ -266,6 +266,22 @@ keys! {
     AtStart "messageDelayLevel" message_delay_level: String = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h".to_owned(), "delays of the levels 1 and up, units s, m, h, d";
     AtStart "timerWheelEnable" timer_wheel_enable: bool = false, "messages with a delivery time of their own; not served yet, such sends are refused";
 
+    AtStart "haMasterAddress" ha_master_address: String = String::new(), "`host:haListenPort` of a slave's master; empty: what the name servers say";
+    Dynamic "haSendHeartbeatInterval" ha_send_heartbeat_interval: i32 = 5_000, "ms of silence after which either end of a replication connection says that it is there";
+    Dynamic "haHousekeepingInterval" ha_housekeeping_interval: i32 = 20_000, "ms of silence after which either end closes a replication connection";
+    Dynamic "haTransferBatchSize" ha_transfer_batch_size: i32 = 32_768, "bytes of the log in one chunk to a slave at most";
+    Dynamic "haMaxGapNotInSync" ha_max_gap_not_in_sync: i64 = 268_435_456, "bytes behind the master beyond which a slave counts for no acknowledgement (4.9: haSlaveFallbehindMax)";
+    Dynamic "haCatchUpBytesPerSecond" ha_catch_up_bytes_per_second: i64 = 67_108_864, "bytes a second that slaves far behind are sent from disk, all together; 0: as fast as they take them (RocketCluster's own key)";
+    AtStart "haSlaveAckAfterFlush" ha_slave_ack_after_flush: bool = false, "a slave acknowledges only what is on its disk, so that a synchronous acknowledgement survives the power loss of all (RocketCluster's own key)";
+    Dynamic "haReadyMaxLagBytes" ha_ready_max_lag_bytes: i64 = 8_388_608, "bytes behind its master up to which a slave says that it is ready (RocketCluster's own key)";
+    Dynamic "slaveTimeout" slave_timeout: i32 = 3_000, "ms that a send waits for slaves before it is answered FLUSH_SLAVE_TIMEOUT";
+    Dynamic "inSyncReplicas" in_sync_replicas: i32 = 1, "copies, the master's own included, that a SYNC_MASTER waits for; it always waits for one slave at least";
+    Dynamic "minInSyncReplicas" min_in_sync_replicas: i32 = 1, "copies that must be in sync, or a SYNC_MASTER answers SLAVE_NOT_AVAILABLE; the lower bound with enableAutoInSyncReplicas";
+    Dynamic "allAckInSyncStateSet" all_ack_in_sync_state_set: bool = false, "a SYNC_MASTER waits for every slave that is in sync";
+    Dynamic "enableAutoInSyncReplicas" enable_auto_in_sync_replicas: bool = false, "a SYNC_MASTER asks for no more copies than there are in sync, but for minInSyncReplicas";
+    AtStart "masterCatchUpTimeoutMs" master_catch_up_timeout_ms: i32 = 30_000, "ms that a SYNC_MASTER which lost power waits for a slave to ask for the end of the log that it may have lost; then it stays unregistered (RocketCluster's own key)";
+    AtStart "masterCatchUpGoOn" master_catch_up_go_on: bool = false, "after masterCatchUpTimeoutMs serve without having asked any slave (RocketCluster's own key)";
+
     Dynamic "longPollingEnable" long_polling_enable: bool = true, "a pull that finds nothing waits for new messages";
     Dynamic "shortPollingTimeMills" short_polling_time_mills: i64 = 1_000, "ms that such a pull waits when longPollingEnable is false";
     Dynamic "maxLongPolls" max_long_polls: i32 = 200_000, "pulls that may wait at the same time; others are answered at once (RocketCluster's own key)";
@@ -300,6 +316,7 @@ keys! {
 const HISTORIC: &[(&str, &str)] = &[
     ("mapedFileSizeCommitLog", "mappedFileSizeCommitLog"),
     ("mapedFileSizeConsumeQueue", "mappedFileSizeConsumeQueue"),
+    ("haSlaveFallbehindMax", "haMaxGapNotInSync"),
 ];
 
 /// Upstream's keys that have no effect here, and why. They are accepted without a warning, so that files of the original work unchanged.
@@ -515,20 +532,14 @@ pub const NOT_APPLICABLE: &[(&str, &str)] = &[
         "brokerNotActiveTimeoutMillis",
         "replication is not served yet",
     ),
-    ("duplicationEnable", "replication is not served yet"),
+    ("duplicationEnable", "read by no released broker"),
     ("offsetCheckInSlave", "replication is not served yet"),
-    ("haMasterAddress", "replication is not served yet"),
-    ("haSendHeartbeatInterval", "replication is not served yet"),
-    ("haHousekeepingInterval", "replication is not served yet"),
-    ("haTransferBatchSize", "replication is not served yet"),
-    ("haSlaveFallbehindMax", "replication is not served yet"),
-    ("haMaxGapNotInSync", "replication is not served yet"),
-    ("slaveTimeout", "replication is not served yet"),
-    ("totalReplicas", "replication is not served yet"),
-    ("inSyncReplicas", "replication is not served yet"),
-    ("minInSyncReplicas", "replication is not served yet"),
-    ("allAckInSyncStateSet", "replication is not served yet"),
-    ("enableAutoInSyncReplicas", "replication is not served yet"),
+    ("totalReplicas", "the slaves that are connected count"),
+    (
+        "haFlowControlEnable",
+        "catching up is always bounded; see haCatchUpBytesPerSecond",
+    ),
+    ("maxHaTransferByteInSecond", "see haCatchUpBytesPerSecond"),
     ("dLegerGroup", "see enableDLegerCommitLog"),
     ("dLegerPeers", "see enableDLegerCommitLog"),
     ("dLegerSelfId", "see enableDLegerCommitLog"),
@@ -821,12 +832,17 @@ impl BrokerConfig {
                 return refuse(key, true, reason);
             }
         }
-        if self.broker_role == BrokerRole::Slave {
-            return refuse(
-                "brokerRole",
-                "SLAVE",
-                "replication is not served yet, so a slave would never hold a message",
-            );
+        match self.broker_role {
+            BrokerRole::Slave if self.broker_id <= 0 => {
+                return refuse(
+                    "brokerId",
+                    self.broker_id,
+                    "a slave has an id of 1 or above; 0 is its master's",
+                );
+            }
+            BrokerRole::Slave => {}
+            // Upstream `BrokerStartup`: a master has id 0, whatever was written.
+            BrokerRole::AsyncMaster | BrokerRole::SyncMaster => self.broker_id = 0,
         }
         for (key, value) in [
             ("brokerClusterName", &self.broker_cluster_name),
@@ -845,8 +861,6 @@ impl BrokerConfig {
                 );
             }
         }
-        // Upstream `BrokerStartup`: a master has id 0, whatever was written.
-        self.broker_id = 0;
         within(
             "defaultTopicQueueNums",
             self.default_topic_queue_nums.into(),
@@ -890,6 +904,32 @@ impl BrokerConfig {
         within("workerThreads", self.worker_threads.into(), 0, 1024)?;
         within("shutdownDrainMs", self.shutdown_drain_ms.into(), 0, 600_000)?;
         within(
+            "haTransferBatchSize",
+            self.ha_transfer_batch_size.into(),
+            1024,
+            // A stock slave reads into a buffer of 4 MiB.
+            i64::from(crate::ha::MAX_CHUNK),
+        )?;
+        within("haMaxGapNotInSync", self.ha_max_gap_not_in_sync, 1, 1 << 50)?;
+        within(
+            "haCatchUpBytesPerSecond",
+            self.ha_catch_up_bytes_per_second,
+            0,
+            1 << 50,
+        )?;
+        within(
+            "haReadyMaxLagBytes",
+            self.ha_ready_max_lag_bytes,
+            0,
+            1 << 50,
+        )?;
+        for (key, value) in [
+            ("inSyncReplicas", self.in_sync_replicas),
+            ("minInSyncReplicas", self.min_in_sync_replicas),
+        ] {
+            within(key, value.into(), 1, 64)?;
+        }
+        within(
             "serverChannelMaxIdleTimeSeconds",
             self.server_channel_max_idle_time_seconds.into(),
             1,
@@ -927,6 +967,10 @@ impl BrokerConfig {
                 self.flush_consumer_offset_interval,
             ),
             ("flushDelayOffsetInterval", self.flush_delay_offset_interval),
+            ("haSendHeartbeatInterval", self.ha_send_heartbeat_interval),
+            ("haHousekeepingInterval", self.ha_housekeeping_interval),
+            ("slaveTimeout", self.slave_timeout),
+            ("masterCatchUpTimeoutMs", self.master_catch_up_timeout_ms),
         ] {
             within(key, value.into(), 1, i64::from(i32::MAX))?;
         }
@@ -1300,7 +1344,7 @@ mod tests {
         for (text, beginning) in [
             (
                 "brokerRole=SLAVE\n",
-                "brokerRole=SLAVE: replication is not served yet",
+                "brokerId=0: a slave has an id of 1 or above",
             ),
             (
                 "enableDLegerCommitLog=true\n",

@@ -147,6 +147,7 @@ impl remoting::http::Health for Status {
             return Err("shutting down".to_owned());
         }
         broker.store.writable().map_err(|e| e.to_string())?;
+        broker.ha.ready(&broker)?;
         let registration = broker.registrar.state();
         if registration.registered() > 0 {
             return Ok(());
@@ -167,12 +168,18 @@ impl remoting::http::Health for Status {
 }
 
 /// OpenMetrics names a counter without the `_total` that its value carries.
-fn header(out: &mut String, name: &str, help: &str, kind: &str) {
+pub(crate) fn header(out: &mut String, name: &str, help: &str, kind: &str) {
     let name = name.strip_suffix("_total").unwrap_or(name);
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
-fn value(out: &mut String, name: &str, help: &str, kind: &str, value: impl std::fmt::Display) {
+pub(crate) fn value(
+    out: &mut String,
+    name: &str,
+    help: &str,
+    kind: &str,
+    value: impl std::fmt::Display,
+) {
     header(out, name, help, kind);
     let _ = writeln!(out, "{name} {value}");
 }
@@ -338,6 +345,7 @@ fn render(broker: &Broker) -> String {
         "gauge",
         u8::from(broker.store.writable().is_ok()),
     );
+    broker.ha.write_metrics(&mut out, broker);
     process(&mut out, broker.boot_timestamp);
     out.push_str("# EOF\n");
     out

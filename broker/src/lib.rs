@@ -11,6 +11,7 @@ pub mod role;
 pub mod processor;
 
 pub mod ack;
+pub mod ha;
 pub mod longpolling;
 
 pub mod client;

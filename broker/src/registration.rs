@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::broker::Broker;
+use crate::role::Role;
 use crate::topic::perm;
 
 /// Upstream clamps `registerNameServerPeriod` to this.
@@ -248,6 +249,9 @@ struct Worker {
 impl Worker {
     async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         let mut next_lookup = Instant::now();
+        let Some(mut role) = self.broker.upgrade().map(|b| b.role.subscribe()) else {
+            return;
+        };
         loop {
             let Some(broker) = self.broker.upgrade() else {
                 return;
@@ -266,6 +270,10 @@ impl Worker {
                     if let (Ok(outcome), Some(broker)) = (outcome, self.broker.upgrade()) {
                         self.note(&broker, outcome);
                     }
+                    continue;
+                }
+                Ok(()) = role.changed() => {
+                    self.all_due();
                     continue;
                 }
                 () = tokio::time::sleep_until(wake) => continue,
@@ -350,6 +358,13 @@ impl Worker {
         let now = Instant::now();
         let due = |server: &Server| !server.in_flight && server.next <= now;
         if !self.servers.values().any(due) {
+            return;
+        }
+        if broker.role.now().role == Role::Undecided {
+            // Neither master nor slave: nothing to register. The next change of the role makes all of them due.
+            for server in self.servers.values_mut().filter(|s| due(s)) {
+                server.next = now + LAST_RETRY;
+            }
             return;
         }
         let full = Registration::new(broker, broker.topics.table().wrapper(), self.changes);

@@ -38,6 +38,6 @@ pub use get::{Filter, GetOutcome, GetRequest, GetResult, GetStatus, MessageFilte
 pub use platform::memory_bytes;
 pub use put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};
 pub use store::{
-    ArrivalListener, Boundary, Confirm, QueryResult, RuntimeFigures, Store, WatermarkListener,
-    Watermarks,
+    ArrivalListener, Boundary, Confirm, LastStop, QueryResult, RuntimeFigures, Store,
+    WatermarkListener, Watermarks,
 };

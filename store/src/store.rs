@@ -89,6 +89,17 @@ pub struct Watermarks {
     pub poisoned: bool,
 }
 
+/// How the broker that had this store before ended, as far as its files tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastStop {
+    /// In an orderly way, or there was none: everything written is here.
+    Clean,
+    /// Its process died, the machine did not: everything written is here.
+    Killed,
+    /// The machine went down too, or nobody can tell: what was not flushed may be missing.
+    PowerLost,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Boundary {
     /// First offset whose store timestamp is at or after the time; max offset if all are older.
@@ -245,6 +256,7 @@ pub struct Store {
     pub(crate) memory_bytes: u64,
     boot_timestamp: i64,
     recovered_records: u64,
+    last_stop: LastStop,
     checkpoint: Mutex<CheckpointState>,
     signals: Arc<Signals>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -295,6 +307,11 @@ impl Store {
             config.delay_levels_ms.clone(),
         )?;
         let (files, checkpoint, own) = CheckpointFiles::open(&root)?;
+        let last_stop = match &own {
+            _ if clean => LastStop::Clean,
+            Some(own) if is_same_boot(&own.boot_id) => LastStop::Killed,
+            _ => LastStop::PowerLost,
+        };
         let stop = match &own {
             _ if clean => Stop::Clean,
             Some(own) if !is_same_boot(&own.boot_id) => Stop::PowerLost(own.synced),
@@ -422,6 +439,7 @@ impl Store {
             memory_bytes: crate::platform::memory_bytes().unwrap_or(ASSUMED_MEMORY_BYTES),
             boot_timestamp: now,
             recovered_records: recovered.records,
+            last_stop,
             checkpoint: Mutex::new(CheckpointState {
                 files,
                 offsets,

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use remoting::properties::Properties;
 use remoting::protocol::body::{
     Connection as ConnectionBody, ConsumeQueueData, ConsumeStats, ConsumeStatsList,
-    ConsumerConnection, CreateTopicListRequestBody, GroupList, HAClientRuntimeInfo, HARuntimeInfo,
-    MessageQueue, MessageRequestModeSerializeWrapper, OffsetWrapper, ProducerConnection,
-    ProducerInfo, ProducerTableInfo, QueryConsumeQueueResponseBody, QueryConsumeTimeSpanBody,
+    ConsumerConnection, CreateTopicListRequestBody, GroupList, MessageQueue,
+    MessageRequestModeSerializeWrapper, OffsetWrapper, ProducerConnection, ProducerInfo,
+    ProducerTableInfo, QueryConsumeQueueResponseBody, QueryConsumeTimeSpanBody,
     QuerySubscriptionResponseBody, QueueTimeSpan, SubscriptionData, SubscriptionGroupConfig,
     SubscriptionGroupList, TopicConfig, TopicList, TopicOffset, TopicStatsTable,
 };
@@ -697,14 +697,7 @@ pub(crate) fn get_all_message_request_mode(
 
 /// GET_BROKER_HA_STATUS (907): a master without slaves.
 pub(crate) fn get_broker_ha_status(broker: &Arc<Broker>, _request: &RemotingCommand) -> Answer {
-    ok_json(&HARuntimeInfo {
-        ha_client_runtime_info: HAClientRuntimeInfo::default(),
-        ha_connection_info: Vec::new(),
-        in_sync_slave_nums: 0,
-        master: broker.is_master(),
-        master_commit_log_max_offset: i64::try_from(broker.store.confirm_offset())
-            .unwrap_or(i64::MAX),
-    })
+    ok_json(&broker.ha.status(broker))
 }
 
 // Configuration.

@@ -26,6 +26,7 @@ use remoting::server::{Request, Service};
 use self::answer::{Answer, Refused as Refusal};
 use crate::broker::Broker;
 use crate::config::BrokerConfig;
+use crate::ha::peer;
 use crate::topic::Table;
 
 impl Refusal {
@@ -230,6 +231,9 @@ fn handler(request: i32) -> Option<Handler> {
         code::GET_BROKER_HA_STATUS => Here(admin_broker::get_broker_ha_status),
         code::CLEAN_EXPIRED_CONSUMEQUEUE => Blocking(admin_broker::clean_expired_consume_queue),
         code::DELETE_EXPIRED_COMMITLOG => Blocking(admin_broker::delete_expired_commit_log),
+
+        peer::HA_PEER_INFO => Here(|broker, request| Ok(peer::get_peer_info(broker, request))),
+        peer::HA_CHECKSUMS => Blocking(|broker, request| Ok(peer::get_checksums(broker, request))),
 
         code::GET_ALL_CONSUMER_OFFSET => Here(admin_broker::get_all_consumer_offset),
         code::GET_ALL_DELAY_OFFSET => Here(admin_broker::get_all_delay_offset),

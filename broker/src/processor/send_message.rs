@@ -558,19 +558,9 @@ impl Call<'_> {
         }
         let more = (appended.records.len() > 1)
             .then(|| appended.records[1..].iter().map(|r| r.phy_offset).collect());
-        let code = if self.config.broker_role == BrokerRole::SyncMaster && !no_wait {
-            // Upstream 4.9 `HAService`: a synchronous master without a slave says so; the message is stored.
-            response_code::SLAVE_NOT_AVAILABLE
-        } else {
-            response_code::SUCCESS
-        };
-        let flushed = self.config.flush_disk_type == FlushDiskType::SyncFlush && !no_wait;
+        let (level, code) = self.level(no_wait, appended.end);
         local.pending.push(Pending {
-            level: if flushed {
-                Level::Flushed
-            } else {
-                Level::Confirmed
-            },
+            level,
             unannounced: (!topic.is_announced()).then(|| Arc::clone(topic)),
             answer: SendAnswer {
                 opaque: self.request.header.opaque,
@@ -585,6 +575,29 @@ impl Call<'_> {
                 started: self.started,
             },
         });
+    }
+
+    /// What the answer waits for, and what it says then.
+    fn level(&self, no_wait: bool, end: u64) -> (Level, i32) {
+        let flushed = self.config.flush_disk_type == FlushDiskType::SyncFlush && !no_wait;
+        let local = if flushed {
+            Level::Flushed
+        } else {
+            Level::Confirmed
+        };
+        if self.config.broker_role != BrokerRole::SyncMaster || no_wait {
+            return (local, response_code::SUCCESS);
+        }
+        // Upstream 4.9 `HAService`: without a slave that could have it the message is stored, and the answer says so.
+        if !self.broker.ha.may_wait(self.config, end) {
+            return (local, response_code::SLAVE_NOT_AVAILABLE);
+        }
+        let level = if flushed {
+            Level::FlushedReplicated
+        } else {
+            Level::Replicated
+        };
+        (level, response_code::SUCCESS)
     }
 
     /// The topic of the send, created when it may be.
@@ -750,7 +763,7 @@ pub(super) fn finish(
     if pending.is_empty() {
         return;
     }
-    let marks = broker.store.watermarks();
+    let (marks, replicated) = (broker.store.watermarks(), broker.ha.replicated());
     let now = Instant::now();
     let mut queued = false;
     for one in pending.drain(..) {
@@ -760,10 +773,10 @@ pub(super) fn finish(
             continue;
         }
         let Pending { level, answer, .. } = one;
-        let ready = if level.reached(&marks) >= answer.end {
+        let ready = if level.reached(&marks, replicated) >= answer.end {
             Some(answer)
         } else {
-            let reached = || level.reached(&broker.store.watermarks());
+            let reached = || broker.reached(level);
             broker.acks.wait(level, connection, answer, reached)
         };
         match ready {
@@ -799,7 +812,7 @@ fn answer_when_announced(
     tokio::spawn(async move {
         broker.settled().await;
         topic.set_announced();
-        let reached = || level.reached(&broker.store.watermarks());
+        let reached = || broker.reached(level);
         if let Some(answer) = broker.acks.wait(level, &connection, answer, reached) {
             let mut out = BytesMut::new();
             let ids = &mut String::new();

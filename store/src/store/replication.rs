@@ -152,4 +152,62 @@ impl Store {
         }
         Ok(())
     }
+
+    /// How the broker that had this store before ended.
+    pub fn last_stop(&self) -> LastStop {
+        self.last_stop
+    }
+
+    /// Bytes of a log file: the files that exist decide it.
+    pub fn segment_size(&self) -> u64 {
+        self.log.size()
+    }
+
+    /// First position of the log that need not be read from disk.
+    pub fn oldest_in_memory(&self) -> u64 {
+        self.ring.oldest()
+    }
+
+    /// Asks for an `fdatasync` of what is written now, whatever `flushDiskType`; does not wait. One covers all who asked.
+    pub fn request_flush(&self) {
+        if self.flushed() < self.written() && !self.flush_wanted.swap(true, Ordering::AcqRel) {
+            self.signals.flush.raise();
+        }
+    }
+
+    /// Where the records of `from..to` begin and end, `from` being where one begins. A blank record counts with its
+    /// eight bytes, and the next record is the first of the next segment. Reads the log: call it from a thread that may.
+    pub fn record_places(&self, from: u64, to: u64) -> Result<Vec<(u64, u64)>, Error> {
+        const BLOCK: usize = 1 << 20;
+        let to = to.min(self.written());
+        let size = self.log.size();
+        let mut places = Vec::new();
+        let mut at = from;
+        let (mut block, mut block_at) = (Vec::new(), from);
+        while at + END_FILE_MIN_BLANK <= to {
+            if at < block_at || at + END_FILE_MIN_BLANK > block_at + block.len() as u64 {
+                block.clear();
+                block_at = at;
+                let segment_end = at - at % size + size;
+                let len = (to.min(segment_end) - at).min(BLOCK as u64) as usize;
+                self.read_log(at, len, &mut block)?;
+            }
+            let rest = size - at % size;
+            match record::peek(&block[(at - block_at) as usize..]) {
+                Peek::Blank { size } if size as u64 == rest => {
+                    places.push((at, at + END_FILE_MIN_BLANK));
+                    at += rest;
+                }
+                Peek::Record { size } if size as u64 <= rest => {
+                    if at + size as u64 > to {
+                        break;
+                    }
+                    places.push((at, at + size as u64));
+                    at += size as u64;
+                }
+                _ => break,
+            }
+        }
+        Ok(places)
+    }
 }

@@ -1,0 +1,261 @@
+//! A master that comes back asks its slaves what they have before it serves: the end of the log that a power cut took from
+//! it is taken back from them. Until then it is no master yet, and not registered.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use remoting::admin::Admin;
+use store::{LastStop, Store};
+use tokio::time::{Instant, sleep};
+
+use super::history::{self, Comparison, Other, blocking};
+use super::peer::{self, PeerInfo};
+use super::protocol::Start;
+use super::{Node, slave};
+use crate::config::BrokerConfig;
+use crate::role::{Role, RoleNow};
+
+/// Pause between two rounds of questions.
+const PAUSE: Duration = Duration::from_millis(300);
+/// An asynchronous master promised no copies: it waits no longer than this for anybody.
+const ASYNC_PATIENCE: Duration = Duration::from_secs(3);
+/// Asking a name server for the group's members.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Whether a master asks at all. One that stopped in an orderly way has all it acknowledged; a synchronous one asks all the same, as
+/// its volume may have been put back to an earlier state.
+pub(super) fn is_needed(config: &BrokerConfig, store: &Store, role: &RoleNow) -> bool {
+    role.role == Role::Master
+        && !config.enable_dleger_commit_log
+        && !config.namesrv_addr.is_empty()
+        && (role.sync || may_have_lost(store) || is_empty(store))
+}
+
+fn may_have_lost(store: &Store) -> bool {
+    store.last_stop() == LastStop::PowerLost && !is_empty(store)
+}
+
+fn is_empty(store: &Store) -> bool {
+    store.written() == store.min_phy_offset()
+}
+
+/// What a round of questions found.
+#[derive(Debug, Default)]
+struct Round {
+    /// A name server told who the slaves are.
+    told: bool,
+    /// Slaves that are registered.
+    slaves: usize,
+    /// Slaves that answered.
+    answered: usize,
+    /// The one of ours whose log ends last: its main address and what it said.
+    furthest: Option<(String, PeerInfo)>,
+}
+
+/// Whether the master may serve after this round.
+fn is_settled(round: &Round, lost: bool, sync: bool) -> bool {
+    if round.answered > 0 {
+        return true;
+    }
+    match (round.told, round.slaves) {
+        // Nobody knows of a slave. One that lost power may be early: its slaves lost it too.
+        (true, 0) => !(sync && lost),
+        // A slave that does not answer may have what is missing here.
+        (true, _) => !sync && !lost,
+        (false, _) => false,
+    }
+}
+
+/// Asks until the master may serve, then makes it one.
+pub(super) async fn run(node: &Node) {
+    let broker = &node.broker;
+    let config = &broker.settings.raw;
+    let role = RoleNow::configured(config);
+    if broker.role.now().role != Role::Undecided || !is_needed(config, &broker.store, &role) {
+        return;
+    }
+    let lost = may_have_lost(&broker.store);
+    let patience = match role.sync {
+        true => {
+            Duration::from_millis(u64::try_from(config.master_catch_up_timeout_ms).unwrap_or(0))
+        }
+        false => ASYNC_PATIENCE,
+    };
+    let begun = Instant::now();
+    let mut said = false;
+    loop {
+        let round = ask(node).await;
+        let mut problem = match (round.told, round.slaves) {
+            (false, _) => "no name server told who the slaves are".to_owned(),
+            (true, 0) => "no slave is registered".to_owned(),
+            (true, n) => format!("none of {n} slaves answers"),
+        };
+        let mut settled = is_settled(&round, lost, role.sync);
+        if let Some((address, info)) = &round.furthest
+            && info.confirmed > broker.store.written()
+        {
+            match take_back(node, address, info).await {
+                // Another one may have still more.
+                Ok(bytes) if bytes > 0 => continue,
+                Ok(_) => {}
+                Err(reason) => {
+                    settled = false;
+                    problem = format!("{address} is ahead, but: {reason}");
+                }
+            }
+        }
+        let patient = begun.elapsed() < patience;
+        if settled || (!patient && (!role.sync || !lost || config.master_catch_up_go_on)) {
+            if !settled {
+                tracing::warn!(problem, "serving without having asked a slave");
+            }
+            break;
+        }
+        let reason = format!("waiting for a slave before serving as master: {problem}");
+        if !patient && !said {
+            said = true;
+            tracing::error!(
+                reason,
+                "what this synchronous master acknowledged last may be on its slaves only: not registered until one answers, or masterCatchUpGoOn=true"
+            );
+        }
+        *broker.ha.unsettled.lock() = Some(reason);
+        sleep(PAUSE).await;
+    }
+    *broker.ha.unsettled.lock() = None;
+    tracing::info!(end = broker.store.written(), "serving as master");
+    broker.role.set(role);
+}
+
+/// One round: who are the slaves, and what do they have?
+async fn ask(node: &Node) -> Round {
+    let config = &node.broker.settings.raw;
+    let admin =
+        Admin::new(node.client.clone(), config.namesrv_addr.clone()).with_timeout(ASK_TIMEOUT);
+    let mut round = Round::default();
+    let Ok(name_servers) = admin.name_server_addresses().await else {
+        return round;
+    };
+    let mut slaves = BTreeSet::new();
+    for name_server in name_servers {
+        let Ok(cluster) = admin.cluster_info_of(&name_server.to_string()).await else {
+            continue;
+        };
+        round.told = true;
+        if let Some(group) = cluster.broker_addr_table.get(&config.broker_name) {
+            let others = group.broker_addrs.iter().filter(|(id, _)| **id > 0);
+            slaves.extend(others.map(|(_, address)| address.clone()));
+        }
+    }
+    slaves.remove(node.broker.address());
+    round.slaves = slaves.len();
+    for address in slaves {
+        match peer::ask_info(&node.client, &address).await {
+            // A stock slave cannot give anything back; it answers, and that is all that can be asked of it.
+            Ok(None) => round.answered += 1,
+            Ok(Some(info)) => {
+                round.answered += 1;
+                let ahead = round
+                    .furthest
+                    .as_ref()
+                    .is_none_or(|(_, other)| info.confirmed > other.confirmed);
+                if ahead {
+                    round.furthest = Some((address, info));
+                }
+            }
+            Err(reason) => tracing::warn!(address, reason, "a slave does not answer"),
+        }
+    }
+    round
+}
+
+/// Copies what a slave has beyond the own log; returns how many bytes that was.
+async fn take_back(node: &Node, address: &str, info: &PeerInfo) -> Result<u64, String> {
+    let store = &node.broker.store;
+    if info.segment_size != store.segment_size() {
+        return Err(format!(
+            "its log files have {} bytes and ours {}",
+            info.segment_size,
+            store.segment_size()
+        ));
+    }
+    if is_empty(store) {
+        slave::begin_at(store, info.min).await?;
+    } else {
+        let other = Other {
+            client: &node.client,
+            address,
+        };
+        let compared = history::compare(store, &other, info).await?;
+        if compared != Comparison::Same {
+            // The master's word counts; the slave will cut itself back to what is common.
+            tracing::warn!(
+                address,
+                ?compared,
+                "a slave has another history than its master"
+            );
+            return Ok(0);
+        }
+    }
+    let from = store.written();
+    tracing::warn!(
+        address,
+        from,
+        to = info.confirmed,
+        "taking back from a slave what is missing here"
+    );
+    let mut stream = slave::connect(node, &info.ha_address).await?;
+    let copied = slave::copy(
+        node,
+        &mut stream,
+        Start::Exactly(from),
+        Some(info.confirmed),
+    )
+    .await;
+    // Whatever came, only whole records stay.
+    let whole = store.confirm_offset();
+    if whole < store.written() {
+        let cutting = std::sync::Arc::clone(store);
+        blocking(move || cutting.truncate_to(whole))
+            .await?
+            .map_err(|error| error.to_string())?;
+    }
+    let bytes = store.written().saturating_sub(from);
+    match copied {
+        Ok(()) if store.written() >= info.confirmed => Ok(bytes),
+        Ok(()) => Err("it closed the connection".to_owned()),
+        Err(reason) => Err(reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_serve_after_a_round() {
+        let round = |told, slaves, answered| Round {
+            told,
+            slaves,
+            answered,
+            furthest: None,
+        };
+        for (round, lost, sync, settled) in [
+            (round(true, 0, 0), false, true, true),
+            (round(true, 0, 0), true, true, false),
+            (round(true, 0, 0), true, false, true),
+            (round(true, 1, 0), false, true, false),
+            (round(true, 1, 0), true, true, false),
+            (round(true, 1, 0), true, false, false),
+            (round(true, 1, 0), false, false, true),
+            (round(true, 2, 1), true, true, true),
+            (round(false, 0, 0), false, true, false),
+        ] {
+            assert_eq!(
+                is_settled(&round, lost, sync),
+                settled,
+                "{round:?} {lost} {sync}"
+            );
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What the replication tests share: brokers on loopback, sends, and the comparison of two logs.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use broker::config::BrokerRole;
+use broker::role::MasterAddress;
+use broker::{Broker, BrokerConfig};
+use remoting::protocol::{RemotingCommand, request_code};
+use remoting::{ClientConfig, RemotingClient};
+
+pub(crate) const CALL: Duration = Duration::from_secs(10);
+pub(crate) const SEGMENT: i64 = 64 << 10;
+
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    panic!("never: {what}");
+}
+
+/// A broker of the group "g" in a folder of its own.
+pub(crate) fn config(folder: &Path) -> BrokerConfig {
+    BrokerConfig {
+        broker_cluster_name: "test".to_owned(),
+        broker_name: "g".to_owned(),
+        bind_address: "127.0.0.1".to_owned(),
+        listen_port: 0,
+        http_port: 0,
+        store_path_root_dir: folder.to_string_lossy().into_owned(),
+        mapped_file_size_commit_log: SEGMENT,
+        mapped_file_size_consume_queue: 20_000,
+        max_hash_slot_num: 1_000,
+        max_index_num: 4_000,
+        tail_ring_bytes: 1 << 20,
+        shutdown_drain_ms: 200,
+        ha_send_heartbeat_interval: 200,
+        ..BrokerConfig::default()
+    }
+}
+
+pub(crate) fn master(dir: &Path, role: &str) -> BrokerConfig {
+    BrokerConfig {
+        broker_role: match role {
+            "SYNC_MASTER" => BrokerRole::SyncMaster,
+            _ => BrokerRole::AsyncMaster,
+        },
+        ..config(&dir.join("master"))
+    }
+}
+
+pub(crate) fn slave(dir: &Path, id: i64) -> BrokerConfig {
+    BrokerConfig {
+        broker_role: BrokerRole::Slave,
+        broker_id: id,
+        ..config(&dir.join(format!("slave{id}")))
+    }
+}
+
+pub(crate) fn slave_of(dir: &Path, id: i64, master: &Broker) -> BrokerConfig {
+    BrokerConfig {
+        ha_master_address: master.ha_address().to_owned(),
+        ..slave(dir, id)
+    }
+}
+
+pub(crate) async fn start(config: BrokerConfig) -> Arc<Broker> {
+    Broker::start(config.validate().unwrap()).await.unwrap()
+}
+
+/// What a registration tells a slave.
+pub(crate) fn points_at(slave: &Broker, master: &Broker) {
+    slave.role.update(|role| {
+        role.master = MasterAddress {
+            address: Some(master.address().to_owned()),
+            ha_address: Some(master.ha_address().to_owned()),
+        }
+    });
+}
+
+pub(crate) fn level(a: &Broker, b: &Broker) -> bool {
+    a.store.confirm_offset() == b.store.confirm_offset()
+}
+
+/// Every byte that both hold is the same.
+pub(crate) fn same_log(a: &Broker, b: &Broker) {
+    assert_eq!(a.store.written(), b.store.written());
+    let from = a.store.min_phy_offset().max(b.store.min_phy_offset());
+    assert!(bytes(a, from) == bytes(b, from), "the logs differ");
+}
+
+pub(crate) fn bytes(broker: &Broker, from: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    while from + (out.len() as u64) < broker.store.written() {
+        let at = from + out.len() as u64;
+        let n = broker.store.read_range(at, 1 << 20, &mut out).unwrap();
+        assert!(n > 0);
+    }
+    out
+}
+
+pub(crate) struct Client {
+    client: RemotingClient,
+    address: String,
+}
+
+impl Client {
+    pub(crate) fn of(broker: &Broker) -> Self {
+        Self {
+            client: RemotingClient::new(ClientConfig::default()),
+            address: broker.listen_address().to_string(),
+        }
+    }
+
+    pub(crate) async fn call(&self, command: RemotingCommand) -> RemotingCommand {
+        self.client
+            .invoke(&self.address, command, CALL)
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn sent(&self, body: &str, code: i32) -> RemotingCommand {
+        let answer = self.call(send("T", "", body.as_bytes())).await;
+        assert_eq!(answer.code, code, "{body}: {:?}", answer.remark);
+        answer
+    }
+
+    /// Bodies of a queue of "T".
+    pub(crate) async fn bodies(&self, queue: i32) -> Vec<String> {
+        let admin = remoting::admin::Admin::new(self.client.clone(), "");
+        let (mut bodies, mut offset) = (Vec::new(), 0);
+        let max = admin.max_offset(&self.address, "T", queue).await.unwrap();
+        while offset < max {
+            let (messages, header) = admin
+                .pull(&self.address, "T", queue, offset, 32)
+                .await
+                .unwrap();
+            assert!(header.next_begin_offset > offset);
+            offset = header.next_begin_offset;
+            bodies.extend(
+                messages
+                    .into_iter()
+                    .map(|m| String::from_utf8(m.body).unwrap()),
+            );
+        }
+        bodies
+    }
+}
+
+pub(crate) fn send(topic: &str, properties: &str, body: &[u8]) -> RemotingCommand {
+    RemotingCommand::request(request_code::SEND_MESSAGE_V2)
+        .with_ext("a", "producers")
+        .with_ext("b", topic)
+        .with_ext("c", "TBW102")
+        .with_ext("d", "1")
+        .with_ext("e", "0")
+        .with_ext("f", "0")
+        .with_ext("g", "1700000000000")
+        .with_ext("h", "7")
+        .with_ext("i", properties)
+        .with_ext("j", "0")
+        .with_ext("k", "false")
+        .with_ext("m", "false")
+        .with_body(body.to_vec())
+}
