@@ -8,6 +8,8 @@ pub mod cli;
 pub mod config;
 pub mod role;
 
+pub mod dledger;
+
 pub mod processor;
 
 pub mod ack;
