@@ -186,12 +186,25 @@ fn escape_into(out: &mut String, text: &str, key: bool) {
     }
 }
 
-/// What a server reports as `configHash`: FNV-1a of 64 bits over the bytes of the file it started with, as 16 hexadecimal digits. It only answers
-/// "is this the text that was rendered?"; the operator computes the same over what it rendered (`operator_core::build::config_hash`).
+/// A line of just this in a file: the keys below it can be changed while the server runs, so a change of them is no reason for a restart.
+pub const DYNAMIC_MARK: &str = "# dynamic";
+
+/// What a server reports as `configHash`: FNV-1a of 64 bits over the bytes of the file it started with, up to a line [`DYNAMIC_MARK`] if there is
+/// one, as 16 hexadecimal digits. It only answers "is this the text that was rendered, as far as it counts at the start?"; the operator computes the
+/// same over what it rendered (`operator_core::build::config_hash`).
 pub fn config_hash(file: &[u8]) -> String {
-    let hash = file.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let mut counts = 0;
+    for line in file.split_inclusive(|&byte| byte == b'\n') {
+        if line.trim_ascii_end() == DYNAMIC_MARK.as_bytes() {
+            break;
+        }
+        counts += line.len();
+    }
+    let hash = file[..counts]
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
     format!("{hash:016x}")
 }
 
@@ -311,6 +324,14 @@ mod tests {
     fn the_hash_is_fnv_1a() {
         assert_eq!(config_hash(b""), "cbf29ce484222325");
         assert_eq!(config_hash(b"foobar"), "85944171f73967e8");
+        assert_eq!(
+            config_hash(b"foobar\n# dynamic\nx=1\n"),
+            config_hash(b"foobar\n")
+        );
+        assert_ne!(
+            config_hash(b"foobar\n# dynamics\n"),
+            config_hash(b"foobar\n")
+        );
     }
 
     #[test]

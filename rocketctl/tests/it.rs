@@ -379,7 +379,12 @@ fn one_loopback_address_is_enough() {
 fn mistakes_are_one_clear_line() {
     let f = Fixture::new();
     let up = |spec: &str| f.fails(1, &["up", "-f", f.file(spec).to_str().unwrap()]);
-    assert!(up("{mode: 2m-2s-sync}").contains("not served by this version yet"));
+    assert!(
+        up("{mode: 2m-2s-sync, broker: {replicasPerGroup: 1}}")
+            .contains("two or more brokers in a group"),
+        "{}",
+        up("{mode: 2m-2s-sync, broker: {replicasPerGroup: 1}}")
+    );
     assert!(
         up("{mode: single-master, broker: {replica: 2}}")
             .contains("spec.broker: unknown field replica"),

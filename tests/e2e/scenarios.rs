@@ -143,12 +143,12 @@ async fn bad_clusters_are_refused(space: Space) -> Result<()> {
     let long = "a".repeat(42);
     let bad: [(Value, &str); 9] = [
         (
-            cluster("x", "2m-2s-async", json!({})),
-            "are not served by this version yet",
+            cluster("x", "2m-2s-async", json!({"replicasPerGroup": 1})),
+            "need a slave: replicasPerGroup of 2 or more",
         ),
         (
-            cluster("x", "dledger", json!({})),
-            "dledger is not served by this version yet",
+            cluster("x", "dledger", json!({"replicasPerGroup": 4})),
+            "replicasPerGroup must be odd, 3 or more",
         ),
         (cluster("x", "cluster", json!({})), "spec.mode"),
         (

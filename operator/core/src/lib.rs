@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod build;
+pub mod keys;
 pub mod plan;
 pub mod status;
 pub mod validate;

@@ -9,7 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::api::{BrokerStatus, NameServersStatus, RocketClusterStatus};
 use crate::build::{
-    BROKER_PORT, Component, LABEL_CLUSTER, LABEL_COMPONENT, NAME_SERVER_PORT, initial_role, names,
+    BROKER_PORT, Component, LABEL_CLUSTER, LABEL_COMPONENT, NAME_SERVER_PORT, configured_role,
+    names,
 };
 use crate::plan::{Observed, Plan, Wanted, is_well, wanted_pods};
 
@@ -278,7 +279,7 @@ fn broker_row(plan: &Plan, observed: &Observed, wanted: &Wanted) -> BrokerStatus
     BrokerStatus {
         name: names::broker_name(&plan.cluster.broker.name_prefix, wanted.group),
         pod: wanted.pod.clone(),
-        role: initial_role(wanted.ordinal),
+        role: configured_role(plan.cluster.mode, wanted.ordinal).unwrap_or(crate::api::Role::Slave),
         broker_id: wanted.ordinal,
         address: observed
             .broker_ips

@@ -12,6 +12,8 @@ use crate::api::{
     MAX_GROUPS, MAX_NAME_LENGTH, MAX_NAME_SERVERS, MAX_REPLICAS_PER_GROUP, Mode, PodSpec,
     Properties, PullPolicy, RocketCluster, StorageSpec,
 };
+use crate::build::names;
+use crate::keys;
 
 /// What the operator (or the runner) was installed with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +107,8 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
+/// The member that leads when it can.
+const PREFERRED_LEADER: &str = "preferredLeaderId";
 /// `shutdownDrainMs` when it is not set.
 const DEFAULT_SHUTDOWN_DRAIN_MS: u32 = 2_000;
 /// Longest `shutdownDrainMs` the broker takes.
@@ -134,6 +138,7 @@ const BROKER_OWNED: &[(&str, &str)] = &[
     ("dLegerGroup", MODE),
     ("dLegerPeers", MODE),
     ("dLegerSelfId", MODE),
+    ("duplicationEnable", MODE),
     ("enableControllerMode", MODE),
     ("controllerAddr", MODE),
     ("namesrvAddr", DISCOVERY),
@@ -183,15 +188,6 @@ pub fn validate(cluster: &RocketCluster, defaults: &Defaults) -> Result<Validate
 
     let cluster_name = spec.cluster_name.clone().unwrap_or_else(|| name.clone());
     check_rocketmq_name("spec.clusterName", &cluster_name, &mut problems);
-
-    match mode {
-        Mode::SingleMaster | Mode::MultiMaster => {}
-        Mode::MasterSlaveAsync | Mode::MasterSlaveSync => problems.add(
-            "spec.mode",
-            format!("{mode} (masters with slaves) is not served by this version yet; use single-master or multi-master"),
-        ),
-        Mode::DLedger => problems.add("spec.mode", "dledger is not served by this version yet; use single-master or multi-master"),
-    }
 
     let name_servers = spec
         .name_server
@@ -249,6 +245,12 @@ pub fn validate(cluster: &RocketCluster, defaults: &Defaults) -> Result<Validate
         BROKER_OWNED,
         &mut problems,
     );
+    for (key, value) in &broker_config {
+        if let Some(problem) = keys::problem(key, value) {
+            problems.add(format!("spec.broker.config.{key}"), problem);
+        }
+    }
+    check_copies(mode, replicas, &broker_config, &mut problems);
     // Rendered by `build` whether it was written or not.
     let shutdown_drain_ms = match broker_config.remove("shutdownDrainMs") {
         None => DEFAULT_SHUTDOWN_DRAIN_MS,
@@ -310,6 +312,42 @@ pub fn validate(cluster: &RocketCluster, defaults: &Defaults) -> Result<Validate
         pull_policy: image.pull_policy.unwrap_or(defaults.pull_policy),
         paused: spec.paused,
     })
+}
+
+/// Keys that speak of the other brokers of a group must fit its size.
+fn check_copies(
+    mode: Mode,
+    replicas: i32,
+    config: &BTreeMap<String, String>,
+    problems: &mut Problems,
+) {
+    if mode == Mode::MasterSlaveSync {
+        for key in ["inSyncReplicas", "minInSyncReplicas"] {
+            let asked = config.get(key).and_then(|text| text.trim().parse().ok());
+            if asked.is_some_and(|copies: i64| copies > i64::from(replicas)) {
+                problems.add(
+                    format!("spec.broker.config.{key}"),
+                    format!("asks for more copies than the {replicas} brokers of a group can hold: no send would ever be acknowledged"),
+                );
+            }
+        }
+    }
+    if let Some(id) = config.get(PREFERRED_LEADER).filter(|id| !id.is_empty()) {
+        if mode != Mode::DLedger {
+            problems.add(
+                format!("spec.broker.config.{PREFERRED_LEADER}"),
+                format!("has a meaning in mode dledger only, not in {mode}"),
+            );
+        } else if !(0..replicas).any(|ordinal| names::member_id(ordinal) == *id) {
+            problems.add(
+                format!("spec.broker.config.{PREFERRED_LEADER}"),
+                format!(
+                    "there is no member \"{id}\": the members of a group are n0 to {}",
+                    names::member_id(replicas - 1)
+                ),
+            );
+        }
+    }
 }
 
 #[derive(Default)]

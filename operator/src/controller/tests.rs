@@ -252,7 +252,7 @@ async fn a_changed_key_rolls_the_brokers_only() {
     let (fake, context) = running(multi_master()).await;
     fake.user_applies(
         "demo",
-        json!({"mode": "multi-master", "broker": {"config": {"fileReservedTime": 48}}}),
+        json!({"mode": "multi-master", "broker": {"config": {"flushDiskType": "SYNC_FLUSH"}}}),
     );
     settle(&fake, &context, "demo").await;
     assert_eq!(restarts(&fake), ["demo-broker-0-0", "demo-broker-1-0"]);
@@ -267,7 +267,7 @@ async fn a_broker_that_is_not_registered_again_holds_the_roll() {
         .insert("demo-broker-0-0".to_owned());
     fake.user_applies(
         "demo",
-        json!({"mode": "multi-master", "broker": {"config": {"fileReservedTime": 48}}}),
+        json!({"mode": "multi-master", "broker": {"config": {"flushDiskType": "SYNC_FLUSH"}}}),
     );
     for _ in 0..20 {
         look(&fake, &context, "demo").await.unwrap();
@@ -465,7 +465,7 @@ async fn failures_cost_a_growing_pause_of_their_own() {
 async fn a_process_may_die_at_any_write() {
     let steps = [
         json!({"mode": "multi-master", "broker": {"groups": 1}}),
-        json!({"mode": "multi-master", "image": {"tag": "2.0"}, "broker": {"groups": 2, "config": {"fileReservedTime": 48}}}),
+        json!({"mode": "multi-master", "image": {"tag": "2.0"}, "broker": {"groups": 2, "config": {"flushDiskType": "SYNC_FLUSH"}}}),
     ];
     let undisturbed = Fake::default();
     for spec in &steps {

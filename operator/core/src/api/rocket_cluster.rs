@@ -57,10 +57,6 @@ pub const MAX_NAME_LENGTH: usize = 41;
         .message("spec.clusterName cannot be changed: clients, tools and the brokers' stores know the cluster by it"),
 )]
 #[x_kube(
-    validation = Rule::new("!(self.mode in ['2m-2s-async', '2m-2s-sync'])").field_path(".mode")
-        .message("masters with slaves (2m-2s-async, 2m-2s-sync) are not served by this version yet; use single-master or multi-master"),
-    validation = Rule::new("self.mode != 'dledger'").field_path(".mode")
-        .message("dledger is not served by this version yet; use single-master or multi-master"),
     validation = Rule::new("(self.mode == 'dledger') == (oldSelf.mode == 'dledger')").field_path(".mode")
         .message("to and from dledger there is no change in place, because the log formats differ: make a second cluster and migrate"),
     validation = Rule::new("self.mode != 'single-master' || !has(self.broker) || !has(self.broker.groups) || self.broker.groups == 1")
@@ -206,7 +202,8 @@ pub struct BrokerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 999))]
     pub groups: Option<i32>,
-    /// Brokers in a group. Default by mode: 1 in single-master and multi-master, 2 with slaves, 3 in dledger.
+    /// Brokers in a group: a master and its slaves, or the members that elect a master. Default by mode: 1 in single-master and multi-master
+    /// (which take no other), 2 with slaves, 3 in dledger (where it is odd).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 9))]
     pub replicas_per_group: Option<i32>,

@@ -17,10 +17,13 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec}
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::api::{GROUP, Role, VERSION};
+use crate::api::{GROUP, Mode, Role, VERSION};
 use crate::validate::ValidatedCluster;
 
-pub use config::{broker_conf, config_hash, name_server_conf, write_properties};
+pub use config::{
+    DYNAMIC_MARK, broker_conf, broker_dynamic, config_hash, name_server_conf, raft_address,
+    write_properties,
+};
 
 /// Port of the name servers.
 pub const NAME_SERVER_PORT: i32 = 9876;
@@ -30,6 +33,8 @@ pub const BROKER_PORT: i32 = 10911;
 pub const BROKER_FAST_PORT: i32 = 10909;
 /// Port for slaves.
 pub const BROKER_HA_PORT: i32 = 10912;
+/// Port for the other members of a group that elects its own master.
+pub const BROKER_RAFT_PORT: i32 = 40911;
 /// Probes and metrics of a name server.
 pub const NAME_SERVER_HTTP_PORT: i32 = 9877;
 /// Probes and metrics of a broker.
@@ -132,12 +137,20 @@ pub fn build(cluster: &ValidatedCluster) -> Objects {
     objects
 }
 
-/// What a broker is by its place in the group. Modes that move the role report it instead.
-pub fn initial_role(ordinal: i32) -> Role {
-    if ordinal == 0 {
-        Role::Master
-    } else {
-        Role::Slave
+/// What a broker is by its place in the group; `None` where the group elects its master, which only the brokers themselves can tell.
+pub fn configured_role(mode: Mode, ordinal: i32) -> Option<Role> {
+    match (mode, ordinal) {
+        (Mode::DLedger, _) => None,
+        (_, 0) => Some(Role::Master),
+        _ => Some(Role::Slave),
+    }
+}
+
+/// The port on which the brokers of a group reach each other, with its name.
+pub(crate) fn replication_port(mode: Mode) -> (&'static str, i32) {
+    match mode {
+        Mode::DLedger => ("raft", BROKER_RAFT_PORT),
+        _ => ("ha", BROKER_HA_PORT),
     }
 }
 
@@ -356,7 +369,7 @@ fn broker_group_service(cluster: &ValidatedCluster, group: i32) -> Service {
             )),
             ports: Some(ports(&[
                 ("remoting", BROKER_PORT),
-                ("ha", BROKER_HA_PORT),
+                replication_port(cluster.mode),
                 ("http", BROKER_HTTP_PORT),
             ])),
             ..ServiceSpec::default()
@@ -368,6 +381,11 @@ fn broker_group_service(cluster: &ValidatedCluster, group: i32) -> Service {
 /// The address of one broker, which it keeps through restarts and moves. Traffic goes to it whether it is ready or not: clients know which broker
 /// they want, and a broker that drains still serves pulls.
 fn broker_service(cluster: &ValidatedCluster, group: i32, ordinal: i32) -> Service {
+    let mut open = vec![("remoting", BROKER_PORT), ("fast", BROKER_FAST_PORT)];
+    // The name servers announce a master's replication port under this address, for slaves that are told no other: the original's above all.
+    if cluster.mode != Mode::DLedger {
+        open.push(("ha", BROKER_HA_PORT));
+    }
     let pod = names::broker_pod(&cluster.name, group, ordinal);
     let mut selects = selector(&cluster.name, Some(Component::Broker), Some(group));
     selects.insert("statefulset.kubernetes.io/pod-name".to_owned(), pod.clone());
@@ -377,17 +395,15 @@ fn broker_service(cluster: &ValidatedCluster, group: i32, ordinal: i32) -> Servi
             type_: Some("ClusterIP".to_owned()),
             publish_not_ready_addresses: Some(true),
             selector: Some(selects),
-            ports: Some(ports(&[
-                ("remoting", BROKER_PORT),
-                ("fast", BROKER_FAST_PORT),
-            ])),
+            ports: Some(ports(&open)),
             ..ServiceSpec::default()
         }),
         ..Service::default()
     }
 }
 
-/// At most one pod of a group leaves its node at a time.
+/// At most one pod of a group leaves its node at a time. A pod that has not caught up is not ready, so it counts as away: of three members that elect
+/// a master two are always there with the whole log, and a master's node is not drained before its slave could take the readers.
 fn disruption_budget(
     cluster: &ValidatedCluster,
     name: String,

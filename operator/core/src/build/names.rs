@@ -25,6 +25,25 @@ pub fn broker_pod(cluster: &str, group: i32, ordinal: i32) -> String {
     format!("{cluster}-broker-{group}-{ordinal}")
 }
 
+/// DNS name of a broker's pod, for the others of its group: it is there as long as the pod is, ready or not.
+pub fn broker_pod_host(cluster: &str, namespace: &str, group: i32, ordinal: i32) -> String {
+    format!(
+        "{}.{}",
+        broker_pod(cluster, group, ordinal),
+        service_host(&broker_group(cluster, group), namespace)
+    )
+}
+
+/// `dLegerSelfId` of a broker.
+pub fn member_id(ordinal: i32) -> String {
+    format!("n{ordinal}")
+}
+
+/// The ordinal of a `dLegerSelfId`.
+pub fn member_ordinal(id: &str) -> Option<i32> {
+    id.strip_prefix('n')?.parse().ok()
+}
+
 /// The service account of all pods.
 pub fn service_account(cluster: &str) -> String {
     format!("{cluster}-rocketmq")

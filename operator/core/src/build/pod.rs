@@ -148,6 +148,8 @@ fn container(pod: &Pod<'_>) -> Container {
                 .collect(),
         ),
         resources: Some(pod.resources.clone()),
+        // What a process said last before it failed becomes part of the pod's status, and so of a condition: a bad value of `config` above all.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         // Liveness never depends on name servers, disk space or lag, or a shared trouble would restart every broker at once.
         startup_probe: Some(probe("/startupz", 1, STARTUP_SECONDS)),
         readiness_probe: Some(probe("/readyz", 2, 2)),

@@ -13,8 +13,8 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use super::{
-    BROKER_FAST_PORT, BROKER_HA_PORT, BROKER_HTTP_PORT, BROKER_PORT, CLAIM, Component,
-    NAME_SERVER_HTTP_PORT, NAME_SERVER_PORT, meta, names, pod, selector,
+    BROKER_FAST_PORT, BROKER_HTTP_PORT, BROKER_PORT, CLAIM, Component, NAME_SERVER_HTTP_PORT,
+    NAME_SERVER_PORT, meta, names, pod, replication_port, selector,
 };
 use crate::api::{Retention, StorageSpec};
 use crate::validate::ValidatedCluster;
@@ -65,7 +65,7 @@ pub(super) fn broker(cluster: &ValidatedCluster, group: i32) -> StatefulSet {
         ports: &[
             ("remoting", BROKER_PORT),
             ("fast", BROKER_FAST_PORT),
-            ("ha", BROKER_HA_PORT),
+            replication_port(cluster.mode),
             ("http", BROKER_HTTP_PORT),
         ],
         grace_seconds: i64::from(spec.shutdown_drain_ms.div_ceil(1_000))

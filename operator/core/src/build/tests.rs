@@ -93,12 +93,13 @@ fn the_files() {
          namesrvAddr=demo-namesrv-nodes.shop.svc:9876\n\
          advertisedHost=demo-broker-1-0.shop.svc\n\
          listenPort=10911\n\
-         haListenPort=10912\n\
          httpPort=10913\n\
          storePathRootDir=/data/store\n\
          shutdownDrainMs=500\n\
-         fileReservedTime=48\n\
-         flushDiskType=SYNC_FLUSH\n"
+         haListenPort=10912\n\
+         flushDiskType=SYNC_FLUSH\n\
+         # dynamic\n\
+         fileReservedTime=48\n"
     );
     assert_eq!(
         objects.config_of("demo-namesrv-1").unwrap(),
@@ -109,6 +110,187 @@ fn the_files() {
          orderMessageEnable=true\n"
     );
     assert_eq!(objects.config_of("demo-namesrv-2"), None);
+}
+
+#[test]
+fn the_files_of_a_master_and_its_slave() {
+    let of = |mode: &str| {
+        build(&cluster(
+            json!({"mode": mode, "broker": {"config": {"traceOn": false}}}),
+        ))
+    };
+    let (objects, sync) = (of("2m-2s-async"), of("2m-2s-sync"));
+    let master = "brokerClusterName=demo\n\
+         brokerName=broker-1\n\
+         brokerId=0\n\
+         brokerRole=ASYNC_MASTER\n\
+         namesrvAddr=demo-namesrv-nodes.shop.svc:9876\n\
+         advertisedHost=demo-broker-1-0.shop.svc\n\
+         listenPort=10911\n\
+         httpPort=10913\n\
+         storePathRootDir=/data/store\n\
+         shutdownDrainMs=2000\n\
+         haListenPort=10912\n\
+         # dynamic\n\
+         slaveReadEnable=true\n\
+         traceOn=false\n";
+    assert_eq!(objects.config_of("demo-broker-1-0").unwrap(), master);
+    let slave = "brokerClusterName=demo\n\
+         brokerName=broker-1\n\
+         brokerId=1\n\
+         brokerRole=SLAVE\n\
+         namesrvAddr=demo-namesrv-nodes.shop.svc:9876\n\
+         advertisedHost=demo-broker-1-1.shop.svc\n\
+         listenPort=10911\n\
+         httpPort=10913\n\
+         storePathRootDir=/data/store\n\
+         shutdownDrainMs=2000\n\
+         haListenPort=10912\n\
+         haMasterAddress=demo-broker-1-0.demo-broker-1.shop.svc:10912\n\
+         # dynamic\n\
+         slaveReadEnable=true\n\
+         traceOn=false\n";
+    assert_eq!(objects.config_of("demo-broker-1-1").unwrap(), slave);
+    // Only the master knows of the difference.
+    assert_eq!(
+        sync.config_of("demo-broker-1-0").unwrap(),
+        master.replace("ASYNC_MASTER", "SYNC_MASTER")
+    );
+    assert_eq!(sync.config_of("demo-broker-1-1").unwrap(), slave);
+    assert_eq!(objects.stateful_sets, sync.stateful_sets);
+}
+
+#[test]
+fn the_file_of_a_member_that_is_elected_or_not() {
+    let objects = build(&cluster(
+        json!({"mode": "dledger", "broker": {"config": {"preferredLeaderId": "n1"}}}),
+    ));
+    assert_eq!(
+        objects.config_of("demo-broker-0-2").unwrap(),
+        "brokerClusterName=demo\n\
+         brokerName=broker-0\n\
+         enableDLegerCommitLog=true\n\
+         dLegerGroup=broker-0\n\
+         dLegerSelfId=n2\n\
+         namesrvAddr=demo-namesrv-nodes.shop.svc:9876\n\
+         advertisedHost=demo-broker-0-2.shop.svc\n\
+         listenPort=10911\n\
+         httpPort=10913\n\
+         storePathRootDir=/data/store\n\
+         shutdownDrainMs=2000\n\
+         preferredLeaderId=n1\n\
+         # dynamic\n\
+         slaveReadEnable=true\n\
+         dLegerPeers=n0-demo-broker-0-0.demo-broker-0.shop.svc:40911;n1-demo-broker-0-1.demo-broker-0.shop.svc:40911;n2-demo-broker-0-2.demo-broker-0.shop.svc:40911\n"
+    );
+}
+
+#[test]
+fn the_objects_of_groups_with_copies() {
+    for (mode, expected) in [
+        (
+            "2m-2s-sync",
+            &[
+                "Service demo-broker-1",
+                "Service demo-broker-1-0",
+                "Service demo-broker-1-1",
+            ][..],
+        ),
+        (
+            "dledger",
+            &[
+                "Service demo-broker-0",
+                "Service demo-broker-0-0",
+                "Service demo-broker-0-1",
+                "Service demo-broker-0-2",
+            ],
+        ),
+    ] {
+        let objects = build(&cluster(json!({"mode": mode})));
+        let names = names_of(&objects);
+        let services: Vec<&String> = names
+            .iter()
+            .filter(|name| expected.contains(&name.as_str()))
+            .collect();
+        assert_eq!(services, expected);
+        let (name, port) = if mode == "dledger" {
+            ("raft", 40911)
+        } else {
+            ("ha", 10912)
+        };
+        let group = objects.services.iter().find(|service| {
+            service
+                .metadata
+                .name
+                .as_deref()
+                .is_some_and(|n| n.ends_with("broker-0"))
+        });
+        let spec = group.unwrap().spec.clone().unwrap();
+        assert_eq!(spec.publish_not_ready_addresses, Some(true));
+        let port_of = |ports: &[ServicePort]| {
+            let found = ports.iter().find(|p| p.name.as_deref() == Some(name));
+            found.map(|p| p.port)
+        };
+        assert_eq!(port_of(&spec.ports.unwrap()), Some(port));
+        let set = objects.stateful_sets.last().unwrap().spec.clone().unwrap();
+        assert_eq!(set.replicas, Some(if mode == "dledger" { 3 } else { 2 }));
+        let pod = set.template.spec.unwrap();
+        let ports = pod.containers[0].ports.clone().unwrap();
+        assert!(
+            ports
+                .iter()
+                .any(|p| p.name.as_deref() == Some(name) && p.container_port == port)
+        );
+        let apart = pod.affinity.unwrap().pod_anti_affinity.unwrap();
+        let terms = apart
+            .preferred_during_scheduling_ignored_during_execution
+            .unwrap();
+        let labels = terms[0].pod_affinity_term.label_selector.clone().unwrap();
+        assert!(labels.match_labels.unwrap().contains_key(LABEL_GROUP));
+        for budget in &objects.pod_disruption_budgets {
+            assert_eq!(
+                budget.spec.as_ref().unwrap().max_unavailable,
+                Some(IntOrString::Int(1))
+            );
+        }
+    }
+}
+
+/// What a mode change may touch: a pod template that changed would restart everybody, so nothing but the master's file may differ.
+#[test]
+fn modes_that_change_into_each_other_share_their_pod_template() {
+    let template = |spec: serde_json::Value| {
+        let objects = build(&cluster(spec));
+        let set = objects.stateful_sets[1].clone();
+        assert_eq!(set.metadata.name.as_deref(), Some("demo-broker-0"));
+        set.spec.unwrap().template
+    };
+    let single = template(json!({"mode": "single-master"}));
+    for mode in ["multi-master", "2m-2s-async", "2m-2s-sync"] {
+        assert_eq!(template(json!({"mode": mode})), single, "{mode}");
+    }
+    let file = |mode: &str| {
+        let objects = build(&cluster(json!({"mode": mode})));
+        config_hash(objects.config_of("demo-broker-0-0").unwrap().as_bytes())
+    };
+    assert_eq!(file("single-master"), file("2m-2s-async"));
+    assert_eq!(file("multi-master"), file("2m-2s-async"));
+    assert_ne!(file("2m-2s-async"), file("2m-2s-sync"));
+}
+
+#[test]
+fn more_members_restart_nobody() {
+    let three = build(&cluster(json!({"mode": "dledger"})));
+    let five = build(&cluster(
+        json!({"mode": "dledger", "broker": {"replicasPerGroup": 5}}),
+    ));
+    let hash =
+        |objects: &Objects| config_hash(objects.config_of("demo-broker-0-1").unwrap().as_bytes());
+    assert_eq!(hash(&three), hash(&five));
+    assert_eq!(
+        three.stateful_sets[1].spec.as_ref().unwrap().template,
+        five.stateful_sets[1].spec.as_ref().unwrap().template
+    );
 }
 
 #[test]
@@ -277,4 +459,8 @@ fn the_hash_is_the_servers_own() {
     // The same two lines stand in remoting::properties.
     assert_eq!(config_hash(b""), "cbf29ce484222325");
     assert_eq!(config_hash(b"foobar"), "85944171f73967e8");
+    assert_eq!(
+        config_hash(b"foobar\n# dynamic\nx=1\n"),
+        config_hash(b"foobar\n")
+    );
 }

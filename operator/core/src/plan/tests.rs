@@ -148,8 +148,9 @@ fn a_roll_goes_one_by_one_name_servers_first() {
 #[test]
 fn a_changed_file_rolls_the_pods_that_run_with_the_old_one() {
     let before = multi_master();
-    let after =
-        cluster(json!({"mode": "multi-master", "broker": {"config": {"fileReservedTime": 48}}}));
+    let after = cluster(
+        json!({"mode": "multi-master", "broker": {"config": {"flushDiskType": "SYNC_FLUSH"}}}),
+    );
     let plan = plan(&after, &healthy(&before));
     assert_eq!(restart(&plan), Some("demo-broker-0-0"));
     assert_eq!(plan.outdated.len(), 2);

@@ -45,6 +45,10 @@ fn what_is_right_passes_both() {
         json!({"mode": "single-master", "broker": {"groups": 1, "replicasPerGroup": 1}}),
         json!({"mode": "multi-master"}),
         json!({"mode": "multi-master", "broker": {"groups": 1}}),
+        json!({"mode": "2m-2s-async"}),
+        json!({"mode": "2m-2s-sync", "broker": {"groups": 1, "replicasPerGroup": 3, "config": {"inSyncReplicas": 3}}}),
+        json!({"mode": "dledger"}),
+        json!({"mode": "dledger", "broker": {"groups": 2, "replicasPerGroup": 5, "config": {"preferredLeaderId": "n4"}}}),
         json!({"mode": "multi-master", "clusterName": "Default_Cluster", "broker": {"groups": 12}}),
         json!({"mode": "multi-master", "nameServer": {"replicas": 3, "config": {"orderMessageEnable": true}}}),
         json!({"mode": "single-master", "broker": {"config": {"flushDiskType": "SYNC_FLUSH", "fileReservedTime": 48, "diskMaxUsedSpaceRatio": "75"}}}),
@@ -65,18 +69,6 @@ fn what_is_right_passes_both() {
 fn what_the_api_server_refuses_validate_refuses_too() {
     for (spec, sentence) in [
         (
-            json!({"mode": "2m-2s-async"}),
-            "not served by this version yet",
-        ),
-        (
-            json!({"mode": "2m-2s-sync"}),
-            "not served by this version yet",
-        ),
-        (
-            json!({"mode": "dledger"}),
-            "dledger is not served by this version yet",
-        ),
-        (
             json!({"mode": "single-master", "broker": {"groups": 2}}),
             "single-master has one broker group",
         ),
@@ -87,6 +79,14 @@ fn what_the_api_server_refuses_validate_refuses_too() {
         (
             json!({"mode": "dledger", "broker": {"replicasPerGroup": 4}}),
             "odd",
+        ),
+        (
+            json!({"mode": "dledger", "broker": {"replicasPerGroup": 1}}),
+            "odd",
+        ),
+        (
+            json!({"mode": "2m-2s-async", "broker": {"replicasPerGroup": 1}}),
+            "2 or more|two or more",
         ),
         (
             json!({"mode": "2m-2s-sync", "broker": {"replicasPerGroup": 1}}),
@@ -158,6 +158,38 @@ fn changes_that_pass() {
             json!({"mode": "single-master", "clusterName": "demo"}),
         ),
         (
+            json!({"mode": "single-master"}),
+            json!({"mode": "2m-2s-async", "broker": {"groups": 1}}),
+        ),
+        (
+            json!({"mode": "multi-master"}),
+            json!({"mode": "2m-2s-sync"}),
+        ),
+        (
+            json!({"mode": "2m-2s-async"}),
+            json!({"mode": "2m-2s-sync", "broker": {"groups": 3, "replicasPerGroup": 3}}),
+        ),
+        (
+            json!({"mode": "2m-2s-sync"}),
+            json!({"mode": "2m-2s-async"}),
+        ),
+        (
+            json!({"mode": "2m-2s-async", "broker": {"groups": 1}}),
+            json!({"mode": "single-master", "broker": {"groups": 1}}),
+        ),
+        (
+            json!({"mode": "2m-2s-sync", "broker": {"replicasPerGroup": 3}}),
+            json!({"mode": "multi-master", "broker": {"replicasPerGroup": 1}}),
+        ),
+        (
+            json!({"mode": "dledger"}),
+            json!({"mode": "dledger", "broker": {"replicasPerGroup": 5}}),
+        ),
+        (
+            json!({"mode": "dledger", "broker": {"replicasPerGroup": 5}}),
+            json!({"mode": "dledger", "broker": {"replicasPerGroup": 3}}),
+        ),
+        (
             json!({"mode": "single-master", "broker": {"storage": {"size": "1024Mi"}}}),
             json!({"mode": "single-master", "broker": {"storage": {"size": "1Gi"}}}),
         ),
@@ -192,6 +224,16 @@ fn changes_that_are_refused() {
             json!({"mode": "dledger"}),
             json!({"mode": "multi-master"}),
             "make a second cluster and migrate",
+        ),
+        (
+            json!({"mode": "2m-2s-sync"}),
+            json!({"mode": "dledger"}),
+            "make a second cluster and migrate",
+        ),
+        (
+            json!({"mode": "2m-2s-sync"}),
+            json!({"mode": "single-master", "broker": {"groups": 1}}),
+            "groups cannot be removed yet",
         ),
         (
             json!({"mode": "multi-master", "broker": {"groups": 3}}),
@@ -285,6 +327,39 @@ fn owned_keys_are_refused_with_their_owner() {
         text.contains("kvConfigPath belongs to spec.nameServer.storage"),
         "{text}"
     );
+}
+
+#[test]
+fn values_that_cannot_be_are_refused_before_any_broker_meets_them() {
+    for (spec, sentence) in [
+        (
+            json!({"mode": "single-master", "broker": {"config": {"fileReservedTime": "soon"}}}),
+            "spec.broker.config.fileReservedTime: \"soon\" is not a whole number of 32 bits",
+        ),
+        (
+            json!({"mode": "single-master", "broker": {"config": {"traceOn": "perhaps"}}}),
+            "spec.broker.config.traceOn: \"perhaps\" is not true or false",
+        ),
+        (
+            json!({"mode": "2m-2s-sync", "broker": {"config": {"inSyncReplicas": 3}}}),
+            "asks for more copies than the 2 brokers of a group can hold",
+        ),
+        (
+            json!({"mode": "dledger", "broker": {"config": {"preferredLeaderId": "n3"}}}),
+            "there is no member \"n3\": the members of a group are n0 to n2",
+        ),
+        (
+            json!({"mode": "2m-2s-sync", "broker": {"config": {"preferredLeaderId": "n0"}}}),
+            "has a meaning in mode dledger only",
+        ),
+        (
+            json!({"mode": "dledger", "broker": {"config": {"dLegerPeers": "n0-x:1"}}}),
+            "dLegerPeers belongs to spec.mode",
+        ),
+    ] {
+        let text = problems(&cluster(spec.clone()));
+        assert!(text.contains(sentence), "{spec}: {text}");
+    }
 }
 
 #[test]
