@@ -381,7 +381,7 @@ fn mistakes_are_one_clear_line() {
     let up = |spec: &str| f.fails(1, &["up", "-f", f.file(spec).to_str().unwrap()]);
     assert!(
         up("{mode: 2m-2s-sync, broker: {replicasPerGroup: 1}}")
-            .contains("two or more brokers in a group"),
+            .contains("need a slave: replicasPerGroup of 2 or more"),
         "{}",
         up("{mode: 2m-2s-sync, broker: {replicasPerGroup: 1}}")
     );
