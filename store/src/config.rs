@@ -55,6 +55,8 @@ pub struct StoreConfig {
     pub clean_file_forcibly_enable: bool,
     /// `deleteFileBatchMax`. Default: 10.
     pub delete_file_batch_max: usize,
+    /// `deleteCommitLogFilesInterval`: pause between two deletions. Default: 100 ms.
+    pub delete_commit_log_files_interval: Duration,
     /// `cleanResourceInterval`. Default: 10 s.
     pub clean_resource_interval: Duration,
     /// `maxTransferBytesOnMessageInMemory`. Default: 256 KiB.
@@ -101,6 +103,7 @@ impl StoreConfig {
             disk_space_warning_level_ratio: 90,
             clean_file_forcibly_enable: true,
             delete_file_batch_max: 10,
+            delete_commit_log_files_interval: Duration::from_millis(100),
             clean_resource_interval: Duration::from_secs(10),
             max_transfer_bytes_in_memory: 256 << 10,
             max_transfer_count_in_memory: 32,

@@ -15,13 +15,15 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::disk::{Disk, read_full_at, write_all_at};
 use crate::error::Error;
-use crate::queue_table::Expected;
+use crate::queue_table::{Extent, Queues};
 use crate::record::{self, Peek, Record};
 use crate::segment::{Segments, file_name, numbered_files};
 
 pub(crate) const UNIT: usize = 20;
 /// Size of the units that upstream puts in front of the first real one of a file (`ConsumeQueue.fillPreBlank`).
 const FILLER_SIZE: i32 = i32::MAX;
+/// Files whose length is looked at to learn what length they have.
+const SIZE_SAMPLES: usize = 64;
 /// Below this many dirty files each is synced by itself; above, one `syncfs` is far cheaper (0.37 s for 10,000).
 const SYNCFS_FROM: usize = 64;
 
@@ -208,7 +210,7 @@ pub(crate) struct ConsumeQueues {
     /// Units that point at or beyond this are of a lost tail: cut when their queue is loaded.
     log_end: AtomicU64,
     /// What queues not yet loaded must at least hold.
-    expected: Mutex<Expected>,
+    expected: Mutex<Queues>,
     delay_levels_ms: Vec<i64>,
     /// Held while files are written, cut or deleted. Keeps what the next sync has to reach.
     files: Mutex<FileWork>,
@@ -234,7 +236,8 @@ impl ConsumeQueues {
         fs::create_dir_all(&root).map_err(|e| Error::io("create", &root, e))?;
         let mut file_size = configured_file_size.div_ceil(UNIT as u64) * UNIT as u64;
         let mut topics = Topics::new();
-        let mut size_known = false;
+        // A file that lost its end is shorter than the others, so the longest of some counts.
+        let (mut looked_at, mut longest) = (0, 0);
         let list = |dir: &Path| -> Result<Vec<(String, PathBuf)>, Error> {
             let mut names = Vec::new();
             for entry in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
@@ -255,29 +258,29 @@ impl ConsumeQueues {
                 let Ok(queue_id) = queue.parse::<i32>() else {
                     continue;
                 };
-                if !size_known {
+                if looked_at < SIZE_SAMPLES {
                     for base in numbered_files(&dir).map_err(|e| Error::io("list", &dir, e))? {
                         let path = dir.join(file_name(base));
                         let length = fs::metadata(&path)
                             .map_err(|e| Error::io("look at", path, e))?
                             .len();
+                        looked_at += 1;
                         if length > 0 && length % UNIT as u64 == 0 && base % length == 0 {
-                            size_known = true;
-                            if length != file_size {
-                                tracing::warn!(
-                                    length,
-                                    file_size,
-                                    "consume queues keep the file size they were created with"
-                                );
-                                file_size = length;
-                            }
-                            break;
+                            longest = longest.max(length);
                         }
                     }
                 }
                 queues.insert(queue_id, Arc::new(RwLock::new(Slot::Listed)));
             }
             topics.insert(topic.into(), queues);
+        }
+        if longest > 0 && longest != file_size {
+            tracing::warn!(
+                longest,
+                file_size,
+                "consume queues keep the file size they were created with"
+            );
+            file_size = longest;
         }
         Ok(Self {
             root,
@@ -294,7 +297,7 @@ impl ConsumeQueues {
             dirty: Mutex::new(Vec::new()),
             unwritten: AtomicUsize::new(0),
             log_end: AtomicU64::new(u64::MAX),
-            expected: Mutex::new(Expected::new()),
+            expected: Mutex::new(Queues::new()),
             delay_levels_ms,
             files: Mutex::new(FileWork::default()),
         })
@@ -423,7 +426,10 @@ impl ConsumeQueues {
         let queue = Arc::new(self.new_queue(topic, queue_id));
         self.recover(&queue)?;
         let expected = self.expected.lock().remove(&(topic.to_owned(), queue_id));
-        if expected.is_some_and(|expected| queue.max_offset() < expected) {
+        if self.lost_its_begin(&queue, expected.as_ref()) {
+            self.rebuild_begin(&queue)?;
+        }
+        if expected.is_some_and(|expected| queue.max_offset() < expected.max) {
             self.rebuild(&queue)?;
         }
         *slot = Slot::Loaded(queue.clone());
@@ -443,7 +449,8 @@ impl ConsumeQueues {
             .rposition(|w| w[1] != w[0] + self.file_size)
             .map_or(0, |i| i + 1);
         inner.files.drain(..adjoining);
-        for base in &inner.files {
+        let mut short = 0;
+        for (i, base) in inner.files.iter().enumerate() {
             // A damaged file gets its length back: upstream refuses a short one, and what is missing is rebuilt.
             let path = queue.dir.join(file_name(*base));
             if fs::metadata(&path).map_err(io)?.len() < self.file_size {
@@ -452,8 +459,13 @@ impl ConsumeQueues {
                     .open(&path)
                     .and_then(|f| f.set_len(self.file_size))
                     .map_err(io)?;
+                if i + 1 < inner.files.len() {
+                    short = i + 1;
+                }
             }
         }
+        // One in the middle counts as missing.
+        inner.files.drain(..short);
         let per_file = (self.file_size / UNIT as u64) as i64;
         let mut end = 0;
         let mut first = 0;
@@ -486,7 +498,8 @@ impl ConsumeQueues {
         while end > first {
             match self.unit_on_file(queue, end - 1).map_err(io)? {
                 Some(unit)
-                    if unit.end() <= log_end
+                    if unit.is_written()
+                        && unit.end() <= log_end
                         && self
                             .points_at_its_record(queue, end - 1, unit)
                             .map_err(io)? =>
@@ -496,12 +509,20 @@ impl ConsumeQueues {
                 _ => end -= 1,
             }
         }
+        if end == first {
+            // Nothing in them: what the log says is written to files of its own.
+            for base in std::mem::take(&mut inner.files) {
+                self.descriptors.lock().open.remove(&(queue.id, base));
+                let path = queue.dir.join(file_name(base));
+                fs::remove_file(&path).map_err(|e| Error::io("remove", path, e))?;
+            }
+        }
         inner.tail_start = end;
         inner.written = end;
         queue.next.store(end, Ordering::Relaxed);
         queue.max.store(end, Ordering::Release);
         drop(inner);
-        if end < found {
+        if end < found && end > first {
             tracing::warn!(topic = %queue.topic, queue_id = queue.queue_id, from = end, to = found, "cut units that point beyond the log");
             self.zero_units(queue, end, found)?;
         }
@@ -539,20 +560,104 @@ impl ConsumeQueues {
         self.correct_min(queue, self.log.min())
     }
 
-    pub(crate) fn expect(&self, expected: Expected) {
+    /// Retention leaves the file that the minimum lies in. When a queue's first file begins with a record that lies above the log's begin, the file
+    /// in front of it is missing, unless it ended just there: then the table says so.
+    fn lost_its_begin(&self, queue: &ConsumeQueue, expected: Option<&Extent>) -> bool {
+        let first = {
+            let inner = queue.inner.lock();
+            inner.files.first().map(|base| (base / UNIT as u64) as i64)
+        };
+        let Some(first) = first.filter(|first| *first > 0 && *first < queue.max_offset()) else {
+            return false;
+        };
+        expected.is_none_or(|expected| expected.first < first)
+            && self
+                .unit(queue, first)
+                .is_some_and(|unit| !unit.is_filler() && unit.phy_offset as u64 > self.log.min())
+    }
+
+    /// Enters the records that lie in the log below the queue's first file, if there are any.
+    fn rebuild_begin(&self, queue: &ConsumeQueue) -> Result<(), Error> {
+        let first = queue
+            .inner
+            .lock()
+            .files
+            .first()
+            .map_or(0, |base| base / UNIT as u64) as i64;
+        let to = self
+            .unit(queue, first)
+            .map_or(0, |unit| unit.phy_offset as u64);
+        // Offsets without a hole up to the first that is there; a topic that was deleted begins anew.
+        let (mut begin, mut units) = (first, Vec::new());
+        crate::recovery::scan(&self.log, self.log.min(), to, |position, record, _| {
+            if record.topic != &*queue.topic
+                || record.queue_id != queue.queue_id
+                || !record::enters_queue(record.sys_flag)
+            {
+                return Ok(());
+            }
+            if record.queue_offset != begin + units.len() as i64 {
+                (begin, units) = (record.queue_offset, Vec::new());
+            }
+            units.push(CqUnit {
+                phy_offset: position as i64,
+                size: record.size as i32,
+                tags_code: record.tags_code(&self.delay_levels_ms),
+            });
+            Ok(())
+        })?;
+        if units.is_empty() || begin < 0 || begin + units.len() as i64 != first {
+            return Ok(());
+        }
+        tracing::warn!(topic = %queue.topic, queue_id = queue.queue_id, from = begin, to = first, "the first files of a consume queue are missing: they are rebuilt");
+        let io = |e| Error::io("write", &queue.dir, e);
+        let work = self.files.lock();
+        // The last file first: until all is done the next start finds a begin that is missing.
+        let mut to = first;
+        while to > begin {
+            let base = (to - 1) as u64 * UNIT as u64 / self.file_size * self.file_size;
+            let from = begin.max((base / UNIT as u64) as i64);
+            let mut bytes = CqUnit::FILLER
+                .encode()
+                .repeat(from as usize - (base / UNIT as u64) as usize);
+            for unit in &units[(from - begin) as usize..(to - begin) as usize] {
+                bytes.extend_from_slice(&unit.encode());
+            }
+            let file = self.file(queue, base, true).map_err(io)?;
+            // Our own offsets say already that all this is on disk.
+            write_all_at(&*self.disk, &file, &bytes, 0)
+                .and_then(|()| self.disk.sync_data(&file))
+                .map_err(io)?;
+            queue.inner.lock().files.insert(0, base);
+            to = from;
+        }
+        drop(work);
+        self.correct_min(queue, self.log.min())
+    }
+
+    pub(crate) fn expect(&self, expected: Queues) {
         *self.expected.lock() = expected;
     }
 
+    /// Whether there are queues that were not yet compared with what they must hold.
+    pub(crate) fn expects(&self) -> bool {
+        !self.expected.lock().is_empty()
+    }
+
     /// How far every queue reaches, loaded or not: for the table, once all of it is synced.
-    pub(crate) fn reached(&self) -> Expected {
+    pub(crate) fn reached(&self) -> Queues {
         let mut reached = self.expected.lock().clone();
         for (topic, queues) in self.topics.read().iter() {
             for (queue_id, slot) in queues {
                 if let Slot::Loaded(queue) = &*slot.read() {
                     // `written`, not `max`: what arrived since is not synced.
-                    let written = queue.inner.lock().written;
-                    if written > 0 {
-                        reached.insert((topic.to_string(), *queue_id), written);
+                    let inner = queue.inner.lock();
+                    if let Some(base) = inner.files.first().filter(|_| inner.written > 0) {
+                        let extent = Extent {
+                            first: (base / UNIT as u64) as i64,
+                            max: inner.written,
+                        };
+                        reached.insert((topic.to_string(), *queue_id), extent);
                     }
                 }
             }
@@ -645,6 +750,10 @@ impl ConsumeQueues {
             } else {
                 for _ in max..offset {
                     inner.tail.push_back(CqUnit::FILLER);
+                }
+                // Nothing in front of the gap can be read any more: retention took it, and what lay in the gap.
+                if queue.min.load(Ordering::Relaxed) >= max {
+                    queue.min.store(offset, Ordering::Release);
                 }
                 self.unwritten
                     .fetch_add((offset - max) as usize, Ordering::Relaxed);
@@ -852,6 +961,7 @@ impl ConsumeQueues {
                     .is_some_and(|last| last + self.file_size != base)
                 {
                     for old in std::mem::take(&mut inner.files) {
+                        self.descriptors.lock().open.remove(&(queue.id, old));
                         let _ = fs::remove_file(queue.dir.join(file_name(old)));
                     }
                 }

@@ -190,6 +190,7 @@ impl IndexFile {
         read_full_at(&file, &mut bytes, 0).map_err(|e| Error::io("read", &path, e))?;
         let header = Header::decode(&bytes);
         if header.index_count as u32 > shape.max_index
+            || header.begin_phy_offset < 0
             || header.begin_phy_offset > header.end_phy_offset
         {
             return Err(Error::Damaged(format!(
@@ -198,6 +199,11 @@ impl IndexFile {
             )));
         }
         Ok(Some(Self::new(path, file, shape, header)))
+    }
+
+    /// Its name.
+    fn number(&self) -> Option<u64> {
+        self.path.file_name()?.to_str()?.parse().ok()
     }
 
     fn is_full(&self) -> bool {
@@ -487,6 +493,38 @@ impl Stop {
     }
 }
 
+/// The files of an index, oldest first.
+#[derive(Default)]
+struct Files {
+    /// Full and no longer written. A query holds those it reads by `Arc`, so it neither waits for the one being filled nor minds a deletion.
+    sealed: Vec<Arc<IndexFile>>,
+    /// The newest.
+    active: Option<IndexFile>,
+}
+
+impl Files {
+    /// Reads from the newest to the oldest.
+    fn newest_first(&self) -> impl Iterator<Item = &IndexFile> {
+        self.active
+            .iter()
+            .chain(self.sealed.iter().rev().map(|file| &**file))
+    }
+
+    /// The active one is gone: the newest of the others takes its place.
+    fn reopen(&mut self, shape: Shape) -> Result<(), Error> {
+        if self.active.is_none()
+            && let Some(last) = self.sealed.pop()
+        {
+            self.active = match Arc::try_unwrap(last) {
+                Ok(file) => Some(file),
+                // Somebody reads it; its file is the same.
+                Err(shared) => IndexFile::open(shared.path.clone(), shape)?,
+            };
+        }
+        Ok(())
+    }
+}
+
 /// Builds and queries the index files of a store.
 pub(crate) struct IndexService {
     dir: PathBuf,
@@ -495,7 +533,7 @@ pub(crate) struct IndexService {
     clock: Arc<dyn Clock>,
     pending: Mutex<Vec<IndexRequest>>,
     pending_len: AtomicUsize,
-    files: Mutex<Vec<IndexFile>>,
+    files: Mutex<Files>,
     last_phy: AtomicU64,
     last_timestamp: AtomicI64,
     /// End time of the newest file that is full and synced: the checkpoint's index timestamp.
@@ -540,10 +578,15 @@ impl IndexService {
                 Err(e) => return Err(e),
             }
         }
-        if let (Some(trusted), Some(last)) = (stop.repair(), files.last_mut()) {
+        let mut active = files.pop();
+        if let (Some(trusted), Some(last)) = (stop.repair(), &mut active) {
             last.repair(trusted, &*disk)
                 .map_err(|e| Error::io("repair", &last.path, e))?;
         }
+        let files = Files {
+            sealed: files.into_iter().map(Arc::new).collect(),
+            active,
+        };
         let service = Self {
             dir,
             shape,
@@ -559,8 +602,7 @@ impl IndexService {
         if let Some(last) = service
             .files
             .lock()
-            .iter()
-            .rev()
+            .newest_first()
             .find(|f| f.header.index_count > 1)
         {
             service
@@ -604,7 +646,7 @@ impl IndexService {
         self.catch_up_locked(&mut files)
     }
 
-    fn catch_up_locked(&self, files: &mut Vec<IndexFile>) -> Result<(), Error> {
+    fn catch_up_locked(&self, files: &mut Files) -> Result<(), Error> {
         loop {
             let batch = std::mem::take(&mut *self.pending.lock());
             if batch.is_empty() {
@@ -624,30 +666,32 @@ impl IndexService {
         }
     }
 
-    fn put(&self, files: &mut Vec<IndexFile>, request: &IndexRequest) -> Result<(), Error> {
-        if files.last().is_none_or(IndexFile::is_full) {
-            if let Some(full) = files.last_mut() {
-                full.write(&*self.disk)
-                    .and_then(|()| full.sync(&*self.disk))
-                    .map_err(|e| Error::io("write", &full.path, e))?;
-                full.pages = Vec::new();
-                full.buffer = Vec::new();
-                self.sealed_timestamp
-                    .store(full.header.end_timestamp, Ordering::Release);
-            }
-            let path = self.new_path(files.last());
-            files.push(IndexFile::create(path, self.shape)?);
+    fn put(&self, files: &mut Files, request: &IndexRequest) -> Result<(), Error> {
+        if let Some(full) = files.active.as_mut().filter(|file| file.is_full()) {
+            full.write(&*self.disk)
+                .and_then(|()| full.sync(&*self.disk))
+                .map_err(|e| Error::io("write", &full.path, e))?;
+            full.pages = Vec::new();
+            full.buffer = Vec::new();
+            self.sealed_timestamp
+                .store(full.header.end_timestamp, Ordering::Release);
+            files.sealed.extend(files.active.take().map(Arc::new));
         }
-        let Some(file) = files.last_mut() else {
-            return Ok(());
+        let active = match &mut files.active {
+            Some(active) => active,
+            none => {
+                let path = self.new_path(files.sealed.last());
+                none.insert(IndexFile::create(path, self.shape)?)
+            }
         };
-        file.put(
-            request.hash,
-            request.phy_offset as i64,
-            request.store_timestamp,
-            &*self.disk,
-        )
-        .map_err(|e| Error::io("write", &file.path, e))?;
+        active
+            .put(
+                request.hash,
+                request.phy_offset as i64,
+                request.store_timestamp,
+                &*self.disk,
+            )
+            .map_err(|e| Error::io("write", &active.path, e))?;
         self.last_phy.store(request.phy_offset, Ordering::Release);
         self.last_timestamp
             .store(request.store_timestamp, Ordering::Release);
@@ -655,7 +699,7 @@ impl IndexService {
     }
 
     /// Named by the local time, `yyyyMMddHHmmssSSS`, and always after the newest there is.
-    fn new_path(&self, newest: Option<&IndexFile>) -> PathBuf {
+    fn new_path(&self, newest: Option<&Arc<IndexFile>>) -> PathBuf {
         let now = jiff::Timestamp::from_millisecond(self.clock.now_ms()).unwrap_or_default();
         let local = now.to_zoned(jiff::tz::TimeZone::system());
         let mut number: u64 = local
@@ -663,21 +707,21 @@ impl IndexService {
             .to_string()
             .parse()
             .unwrap_or(0);
-        let last = newest.and_then(|f| f.path.file_name()?.to_str()?.parse::<u64>().ok());
+        let last = newest.and_then(|f| f.number());
         if let Some(last) = last {
             number = number.max(last + 1);
         }
-        self.dir.join(format!("{number:017}"))
+        self.path_of(number)
     }
 
     /// Takes in what waits and writes it into the page cache.
     pub(crate) fn write(&self) -> Result<(), Error> {
         let mut files = self.files.lock();
         self.catch_up_locked(&mut files)?;
-        match files.last_mut() {
-            Some(last) => last
+        match &mut files.active {
+            Some(active) => active
                 .write(&*self.disk)
-                .map_err(|e| Error::io("write", &last.path, e)),
+                .map_err(|e| Error::io("write", &active.path, e)),
             None => Ok(()),
         }
     }
@@ -685,20 +729,21 @@ impl IndexService {
     pub(crate) fn sync(&self) -> Result<(), Error> {
         let file = {
             let mut files = self.files.lock();
-            let Some(last) = files.last_mut().filter(|f| f.unsynced) else {
+            let Some(active) = files.active.as_mut().filter(|f| f.unsynced) else {
                 return Ok(());
             };
-            last.unsynced = false;
-            last.file
+            active.unsynced = false;
+            active
+                .file
                 .try_clone()
-                .map_err(|e| Error::io("open", &last.path, e))?
+                .map_err(|e| Error::io("open", &active.path, e))?
         };
         self.disk
             .sync_data(&file)
             .map_err(|e| Error::io("sync", &self.dir, e))
     }
 
-    /// Positions of records whose key hashes to `hash`, newest first.
+    /// Positions of records whose key hashes to `hash`, newest first. The full files are read without a lock.
     pub(crate) fn query(
         &self,
         hash: i32,
@@ -706,17 +751,26 @@ impl IndexService {
         begin: i64,
         end: i64,
     ) -> Result<Vec<u64>, Error> {
-        let mut files = self.files.lock();
-        self.catch_up_locked(&mut files)?;
+        let wanted = |f: &IndexFile| f.header.index_count > 1 && f.header.overlaps(begin, end);
         let mut found = Vec::new();
-        for file in files
-            .iter()
-            .rev()
-            .filter(|f| f.header.index_count > 1 && f.header.overlaps(begin, end))
-        {
+        let mut read = |file: &IndexFile| {
             file.query(hash, max, begin, end, &mut found)
                 .map_err(|e| Error::io("read", &file.path, e))?;
-            if found.len() >= max {
+            Ok::<bool, Error>(found.len() < max)
+        };
+        let sealed: Vec<Arc<IndexFile>> = {
+            let mut files = self.files.lock();
+            self.catch_up_locked(&mut files)?;
+            if let Some(active) = files.active.as_ref().filter(|f| wanted(f))
+                && !read(active)?
+            {
+                return Ok(found);
+            }
+            let sealed = files.sealed.iter().rev();
+            sealed.filter(|f| wanted(f)).cloned().collect()
+        };
+        for file in &sealed {
+            if !read(file)? {
                 break;
             }
         }
@@ -730,10 +784,11 @@ impl IndexService {
         let begins_beyond = |f: &mut IndexFile| {
             f.header.index_count <= 1 || f.header.begin_phy_offset >= position as i64
         };
-        while let Some(gone) = files.pop_if(begins_beyond) {
+        while let Some(gone) = files.active.take_if(begins_beyond) {
             fs::remove_file(&gone.path).map_err(|e| Error::io("remove", &gone.path, e))?;
+            files.reopen(self.shape)?;
         }
-        if let Some(last) = files.last_mut()
+        if let Some(last) = &mut files.active
             && last.header.end_phy_offset >= position as i64
         {
             let io = |e| Error::io("cut", &self.dir, e);
@@ -743,7 +798,8 @@ impl IndexService {
             last.repair(Some(position), &*self.disk).map_err(io)?;
         }
         let last = files
-            .last()
+            .active
+            .as_ref()
             .map_or(u64::MAX, |f| f.header.end_phy_offset as u64);
         self.last_phy.store(last, Ordering::Release);
         Ok(())
@@ -752,16 +808,74 @@ impl IndexService {
     /// Deletes the files whose records are all gone, except the newest.
     pub(crate) fn expire(&self, log_min: u64) -> Result<(), Error> {
         let mut files = self.files.lock();
-        while files.len() > 1 && files[0].header.end_phy_offset < log_min as i64 {
-            let old = files.remove(0);
+        while files
+            .sealed
+            .first()
+            .is_some_and(|f| f.header.end_phy_offset < log_min as i64)
+        {
+            let old = files.sealed.remove(0);
             fs::remove_file(&old.path).map_err(|e| Error::io("remove", &old.path, e))?;
         }
         Ok(())
     }
 
+    /// Names of the files, oldest first, for the table of what must be there.
+    pub(crate) fn names(&self) -> Vec<u64> {
+        let mut names: Vec<u64> = self
+            .files
+            .lock()
+            .newest_first()
+            .filter_map(IndexFile::number)
+            .collect();
+        names.reverse();
+        names
+    }
+
+    /// Whether files are missing that newer ones do not make up for: in front of the oldest though the log reaches back further, or in between.
+    pub(crate) fn lost_files(&self, expected: &[u64], log_min: u64) -> bool {
+        let names = self.names();
+        let (Some(oldest), Some(newest)) = (names.first(), names.last()) else {
+            return false;
+        };
+        let begin = {
+            let files = self.files.lock();
+            let oldest = files.newest_first().last();
+            oldest.map_or(0, |oldest| oldest.header.begin_phy_offset as u64)
+        };
+        let mut missing = expected
+            .iter()
+            .filter(|name| *name < newest && !names.contains(name));
+        missing.any(|name| name > oldest || begin > log_min)
+    }
+
+    /// Throws every file away, also those that `expected` names and nobody can read: they are about to be rebuilt from the log.
+    pub(crate) fn clear(&self, expected: &[u64]) -> Result<(), Error> {
+        let mut files = self.files.lock();
+        self.pending.lock().clear();
+        let Files { sealed, active } = std::mem::take(&mut *files);
+        let held = sealed.iter().map(|file| &**file).chain(&active);
+        let held = held.map(|file| file.path.clone());
+        for path in held.chain(expected.iter().map(|name| self.path_of(*name))) {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", path, e));
+                }
+                _ => {}
+            }
+        }
+        self.last_phy.store(u64::MAX, Ordering::Release);
+        Ok(())
+    }
+
+    fn path_of(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("{number:017}"))
+    }
+
     #[cfg(test)]
     pub(crate) fn headers(&self) -> Vec<Header> {
-        self.files.lock().iter().map(|f| f.header).collect()
+        let mut headers: Vec<_> = self.files.lock().newest_first().map(|f| f.header).collect();
+        headers.reverse();
+        headers
     }
 }
 
@@ -846,7 +960,15 @@ mod tests {
             put(&index, &format!("k{i}"), i, 0);
         }
         index.write().unwrap();
-        write_all_at(&RealDisk, &index.files.lock()[0].file, &old.encode(), 0).unwrap();
+        let files = index.files.lock();
+        write_all_at(
+            &RealDisk,
+            &files.active.as_ref().unwrap().file,
+            &old.encode(),
+            0,
+        )
+        .unwrap();
+        drop(files);
         let index = open(dir.path(), Stop::Killed);
         for i in 0..20u64 {
             assert_eq!(find(&index, &format!("k{i}"), 0, i64::MAX), [i]);

@@ -12,6 +12,8 @@ mod store;
 
 mod record;
 mod ring;
+#[cfg(test)]
+mod ring_tests;
 mod segment;
 
 mod consume_queue;
@@ -28,6 +30,10 @@ mod retention;
 
 mod disk;
 mod platform;
+
+mod handover;
+mod signal;
+mod sync;
 
 pub use clock::{Clock, SystemClock};
 pub use config::{FlushDiskType, StoreConfig};

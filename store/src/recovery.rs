@@ -270,6 +270,16 @@ pub(crate) fn recover(
             None => start_by_time(log, checkpoint)?,
         },
     };
+    let expected = match &own {
+        Some(_) => queue_table::read(&config.root.join(QUEUE_TABLE)),
+        None => queue_table::Expected::default(),
+    };
+    if let Some(index) = index
+        && index.lost_files(&expected.index_files, min)
+    {
+        tracing::warn!("index files are missing: the index is rebuilt from the log");
+        index.clear(&expected.index_files)?;
+    }
     let index_start = match (index, &own) {
         (None, _) => u64::MAX,
         (Some(index), own) => match (index.last_phy(), own) {
@@ -290,7 +300,7 @@ pub(crate) fn recover(
     if let Some(own) = &own
         && queue_start >= own.synced
     {
-        queues.expect(queue_table::read(&config.root.join(QUEUE_TABLE)));
+        queues.expect(expected.queues);
     }
     let index_record = |position: u64, record: &Record<'_>| -> Result<(), Error> {
         let Some(index) = index.filter(|_| indexed_to.is_none_or(|to| position >= to)) else {
@@ -368,6 +378,14 @@ pub(crate) fn recover(
             .map_err(|e| Error::io("read", log.dir(), e))?;
         last = record::store_timestamp(&head).map(|t| (own.last_phy, t));
     }
+    let own_offsets_hold =
+        trusted.is_some_and(|own| own.dispatched == queue_start && own.dispatched <= end);
+    if !own_offsets_hold && queues.expects() {
+        // The table of what must be there is about to be forgotten: what it shows to be missing comes back, and stays, now.
+        queues.load_all()?;
+        queues.write_dirty(u64::MAX)?;
+        queues.sync()?;
+    }
     let synced = match trusted {
         Some(own) if clean => own.dispatched,
         _ => own.as_ref().map_or(0, |own| own.synced),
@@ -378,8 +396,7 @@ pub(crate) fn recover(
         last_store_timestamp: last.map(|l| l.1),
         records,
         synced: synced.min(queue_start).min(end),
-        own_offsets_hold: trusted
-            .is_some_and(|own| own.dispatched == queue_start && own.dispatched <= end),
+        own_offsets_hold,
         queues_rebuilt,
     })
 }

@@ -3,13 +3,10 @@
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::error::Error;
 use crate::store::{Store, chain};
-
-/// Between two deletions (upstream `deleteCommitLogFilesInterval`): a large file costs the file system some work.
-const DELETE_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct DiskUsage {
@@ -107,9 +104,15 @@ impl Store {
                 break;
             };
             if deleted > 0 {
-                std::thread::sleep(DELETE_PAUSE);
+                // A large file costs the file system some work.
+                std::thread::sleep(self.config.delete_commit_log_files_interval);
             }
             let first = self.log.min();
+            // Queues that lost their entries in a power cut would begin anew below what consumers have read: so they are on disk first. A disk that is
+            // too full for that is no reason to keep what fills it.
+            if let Err(error) = self.sync_queues_up_to(first + self.log.size()) {
+                tracing::warn!(error = chain(&error), "the queues could not be synced");
+            }
             if !self.log.remove_first()? {
                 break;
             }

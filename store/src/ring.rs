@@ -4,36 +4,25 @@
 //! chunk's published length and then raises it; readers look only below it, so no byte is ever read and written
 //! at once. A chunk leaves the ring only when it is wholly written to disk; readers keep theirs alive by `Arc`.
 
-use std::cell::UnsafeCell;
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::RwLock;
-
-/// Small enough to touch memory lazily, large enough that a batch rarely meets a border.
-pub(crate) const CHUNK: usize = 1 << 20;
+pub(crate) use crate::sync::CHUNK;
+use crate::sync::{Arc, AtomicU64, AtomicUsize, Cells, Ordering, RwLock};
 
 pub(crate) struct Chunk {
     base: u64,
     /// First position held: after a start or a truncation the log begins within a chunk.
     start: u64,
-    bytes: Box<[UnsafeCell<u8>]>,
+    /// Bytes below `published` are never written again, those above it only by the one that holds the append lock; `published` is raised with
+    /// Release after the copy and read with Acquire.
+    bytes: Cells,
     /// Bytes from `base` that may be read.
     published: AtomicUsize,
 }
 
-// SAFETY: bytes below `published` are never written again, bytes above it are touched only by the one writer that
-// holds the append lock; `published` is raised with Release after the copy and read with Acquire.
-unsafe impl Sync for Chunk {}
-
 impl Chunk {
-    fn new(base: u64, start: u64, bytes: Option<Box<[UnsafeCell<u8>]>>) -> Self {
-        let bytes = bytes.unwrap_or_else(|| {
-            let zeroed = Box::into_raw(vec![0u8; CHUNK].into_boxed_slice());
-            // SAFETY: UnsafeCell<u8> has the layout of u8, and the box was just given up.
-            unsafe { Box::from_raw(zeroed as *mut [UnsafeCell<u8>]) }
-        });
+    fn new(base: u64, start: u64, bytes: Option<Cells>) -> Self {
+        let bytes = bytes.unwrap_or_else(|| Cells::zeroed(CHUNK));
         Self {
             base,
             start,
@@ -54,23 +43,19 @@ impl Chunk {
             return &[];
         }
         let (at, len) = ((from - self.base) as usize, (to - from) as usize);
+        self.bytes.reads(at..at + len);
         // SAFETY: at + len <= published <= CHUNK; published bytes do not change any more.
-        unsafe { std::slice::from_raw_parts(self.bytes.as_ptr().add(at).cast::<u8>(), len) }
+        unsafe { std::slice::from_raw_parts(self.bytes.as_ptr().add(at), len) }
     }
 
     /// Only under the append lock. Returns how many bytes found room.
     fn push(&self, bytes: &[u8]) -> usize {
         let at = self.published.load(Ordering::Relaxed);
         let len = bytes.len().min(CHUNK - at);
+        self.bytes.writes(at..at + len);
         // SAFETY: the range lies within the chunk and above `published`, where the append lock's holder, we, has
         // exclusive access.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                bytes.as_ptr(),
-                self.bytes.as_ptr().add(at) as *mut u8,
-                len,
-            )
-        };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.bytes.as_ptr().add(at), len) };
         self.published.store(at + len, Ordering::Release);
         len
     }
@@ -155,7 +140,7 @@ impl Ring {
         chunk
     }
 
-    fn chunk_at(&self, position: u64) -> Option<Arc<Chunk>> {
+    pub(crate) fn chunk_at(&self, position: u64) -> Option<Arc<Chunk>> {
         let chunks = self.chunks.read();
         let first = chunks.front()?;
         if position < first.start {
@@ -213,35 +198,5 @@ impl Cursor<'_> {
             .filter(|c| c.base < to && from < c.end())
             .cloned()
             .collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(ring: &Ring, from: u64, to: u64) -> Option<Vec<u8>> {
-        let mut out = Vec::new();
-        ring.cursor()
-            .read(from, to, |piece| out.extend_from_slice(piece))
-            .then_some(out)
-    }
-
-    #[test]
-    fn bytes_come_back_across_chunks_until_they_are_pushed_out() {
-        let start = 3 * CHUNK as u64 - 10;
-        let (ring, mut tail) = Ring::new(2 * CHUNK, start);
-        ring.push(&mut tail, b"0123456789abcdef");
-        assert_eq!(read(&ring, start, start + 16).unwrap(), b"0123456789abcdef");
-        assert_eq!(read(&ring, start + 8, start + 12).unwrap(), b"89ab");
-        assert_eq!(read(&ring, start, start + 17), None);
-        assert_eq!(read(&ring, start - 1, start + 1), None);
-        let kept = ring.chunk_at(start).unwrap();
-        ring.push(&mut tail, &vec![7; CHUNK]);
-        assert_eq!(ring.oldest(), 3 * CHUNK as u64);
-        assert_eq!(read(&ring, start, start + 4), None);
-        assert_eq!(kept.slice(start, start + 4), b"0123");
-        assert_eq!(read(&ring, start + 10, start + 16).unwrap(), b"abcdef");
-        assert_eq!(tail.position, start + 16 + CHUNK as u64);
     }
 }

@@ -87,6 +87,10 @@ impl Segments {
         }
         let size = match bases[..] {
             [] => configured_size,
+            // Its length was never set, or it lost its end: no broker makes files of such a length.
+            [one] if length(one)? < configured_size && !length(one)?.is_multiple_of(1024) => {
+                configured_size
+            }
             [one] => length(one)?,
             [first, second, ..] => second - first,
         };
@@ -351,6 +355,10 @@ mod tests {
         assert_eq!(fs::metadata(log.join(file_name(4096))).unwrap().len(), 4096);
         fs::write(log.join(file_name(0)), [1; 100]).unwrap();
         assert!(matches!(open(dir.path()), Err(Error::Damaged(_))));
+        // The only file: nothing but the configuration says how long it was to be.
+        fs::remove_file(log.join(file_name(4096))).unwrap();
+        let segments = open(dir.path()).unwrap();
+        assert_eq!((segments.size(), segments.last_end()), (4096, 4096));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use crate::consume_queue::{ConsumeQueue, ConsumeQueues};
 use crate::disk::{Disk, RealDisk};
 use crate::error::{Error, NotWritable, PutError};
 use crate::get::ColdReaders;
+use crate::handover::Handover;
 use crate::index_file::{IndexService, Stop, index_dir};
 use crate::live::Live;
 use crate::put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};
@@ -38,6 +39,7 @@ use crate::record::{self, BLANK_MAGIC, END_FILE_MIN_BLANK, Encoded, Fields, Peek
 use crate::recovery::{self, QUEUE_TABLE};
 use crate::ring::{CHUNK, Ring, RingTail};
 use crate::segment::Segments;
+use crate::signal::{Signal, Wanted};
 
 /// Used when the machine does not say how much memory it has.
 const ASSUMED_MEMORY_BYTES: u64 = 4 << 30;
@@ -166,31 +168,6 @@ struct WriterState {
     last_phy: u64,
 }
 
-/// A condition with a memory: a wake-up given while nobody sleeps is not lost.
-#[derive(Default)]
-struct Signal {
-    raised: Mutex<bool>,
-    condition: Condvar,
-}
-
-impl Signal {
-    fn raise(&self) {
-        let mut raised = self.raised.lock();
-        if !*raised {
-            *raised = true;
-            self.condition.notify_one();
-        }
-    }
-
-    fn wait(&self, timeout: Duration) {
-        let mut raised = self.raised.lock();
-        if !*raised {
-            self.condition.wait_for(&mut raised, timeout);
-        }
-        *raised = false;
-    }
-}
-
 #[derive(Default)]
 struct Signals {
     write: Signal,
@@ -217,7 +194,7 @@ pub struct Store {
     pub(crate) index: Option<IndexService>,
     pub(crate) ring: Ring,
     append: Mutex<AppendState>,
-    writer: Mutex<WriterState>,
+    writer: Handover<WriterState>,
     appended: AtomicU64,
     written: AtomicU64,
     flushed: AtomicU64,
@@ -235,7 +212,7 @@ pub struct Store {
     zeroing_from: AtomicU64,
     zeroing: Mutex<()>,
     prepared: AtomicU64,
-    flush_wanted: AtomicBool,
+    flush_wanted: Wanted,
     flush_done: (Mutex<()>, Condvar),
     /// Held from reading `written` to raising `flushed`; a truncation must not come in between.
     flushing: Mutex<()>,
@@ -396,7 +373,7 @@ impl Store {
                 pending: Vec::new(),
                 last_timestamp,
             }),
-            writer: Mutex::new(WriterState {
+            writer: Handover::new(WriterState {
                 batch: Vec::new(),
                 unconfirmed: VecDeque::new(),
                 last_phy: recovered.last_phy.unwrap_or(u64::MAX),
@@ -420,7 +397,7 @@ impl Store {
             zeroing_from: AtomicU64::new(u64::MAX),
             zeroing: Mutex::new(()),
             prepared: AtomicU64::new(end),
-            flush_wanted: AtomicBool::new(false),
+            flush_wanted: Wanted::new(),
             flush_done: (Mutex::new(()), Condvar::new()),
             flushing: Mutex::new(()),
             arrival_listeners: RwLock::new(Vec::new()),
@@ -460,8 +437,7 @@ impl Store {
         });
         store.check_disk();
         store.start_threads()?;
-        store.flush_wanted.store(true, Ordering::Release);
-        store.signals.flush.raise();
+        store.flush_wanted.ask(&store.signals.flush);
         Ok(store)
     }
 
@@ -629,8 +605,8 @@ impl Store {
     /// Blocks until `flushed >= position` (true), or the store fails or the time is over (false).
     pub fn wait_flushed(&self, position: u64, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        if self.flushed() < position && !self.flush_wanted.swap(true, Ordering::AcqRel) {
-            self.signals.flush.raise();
+        if self.flushed() < position {
+            self.flush_wanted.ask(&self.signals.flush);
         }
         let mut guard = self.flush_done.0.lock();
         while self.flushed() < position {

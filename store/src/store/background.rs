@@ -5,8 +5,7 @@ use super::*;
 impl Store {
     /// Upstream `FlushRealTimeService`: a few pages are left until the thorough interval is over.
     pub(super) fn flush_round(&self) {
-        let wanted = self.flush_wanted.swap(false, Ordering::AcqRel);
-        fence(Ordering::SeqCst);
+        let wanted = self.flush_wanted.take();
         let waiting = self.written().saturating_sub(self.flushed());
         if !wanted
             && self.config.flush == FlushDiskType::AsyncFlush
@@ -88,6 +87,14 @@ impl Store {
         self.poison(chain(&error));
     }
 
+    /// Makes the queues and the index durable as far as they hold records below `position`.
+    pub(crate) fn sync_queues_up_to(&self, position: u64) -> Result<(), Error> {
+        if self.checkpoint.lock().synced_dispatch >= position {
+            return Ok(());
+        }
+        self.save_offsets(true)
+    }
+
     /// Writes queues and index, and then what is thereby known.
     pub(super) fn save_offsets(&self, last: bool) -> Result<(), Error> {
         let mut state = self.checkpoint.lock();
@@ -116,7 +123,11 @@ impl Store {
         }
         let mut reached = None;
         if sync {
-            reached = Some(self.queues.reached());
+            let index_files = self.index.as_ref().map(IndexService::names);
+            reached = Some(queue_table::Expected {
+                queues: self.queues.reached(),
+                index_files: index_files.unwrap_or_default(),
+            });
             self.queues.sync()?;
             if let Some(index) = &self.index {
                 index.sync()?;

@@ -170,8 +170,8 @@ impl Store {
 
     /// Asks for an `fdatasync` of what is written now, whatever `flushDiskType`; does not wait. One covers all who asked.
     pub fn request_flush(&self) {
-        if self.flushed() < self.written() && !self.flush_wanted.swap(true, Ordering::AcqRel) {
-            self.signals.flush.raise();
+        if self.flushed() < self.written() {
+            self.flush_wanted.ask(&self.signals.flush);
         }
     }
 

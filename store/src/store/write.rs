@@ -14,25 +14,10 @@ impl Store {
     }
 
     /// False if there was still work after so many rounds.
-    pub(super) fn drive_rounds(&self, mut rounds: usize) -> bool {
-        loop {
-            // Pairs with the fence below: either our caller's append is seen by who writes now, or we get the lock.
-            fence(Ordering::SeqCst);
-            let Some(mut writer) = self.writer.try_lock() else {
-                return true;
-            };
-            while rounds > 0 && self.write_round(&mut writer) {
-                rounds -= 1;
-            }
-            drop(writer);
-            fence(Ordering::SeqCst);
-            if !self.has_work() {
-                return true;
-            }
-            if rounds == 0 {
-                return false;
-            }
-        }
+    pub(super) fn drive_rounds(&self, rounds: usize) -> bool {
+        let has_work = || self.has_work();
+        let round = |writer: &mut WriterState| self.write_round(writer);
+        self.writer.drive(rounds, has_work, round)
     }
 
     pub(super) fn has_work(&self) -> bool {
@@ -261,8 +246,8 @@ impl Store {
                 end.saturating_sub(flushed) >= self.config.write_back_bytes
             }
         };
-        if wanted && !self.flush_wanted.swap(true, Ordering::AcqRel) {
-            self.signals.flush.raise();
+        if wanted {
+            self.flush_wanted.ask(&self.signals.flush);
         }
         if self.queues.unwritten() >= UNITS_WAKE {
             self.signals.dispatch.raise();

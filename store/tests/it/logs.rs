@@ -286,7 +286,24 @@ fn a_damaged_queue_comes_back_from_the_log() {
     store.shutdown();
     drop(store);
     let files = dir.path().join("consumequeue/t");
-    let damages: [&dyn Fn(); 4] = [
+    let damages: [&dyn Fn(); 8] = [
+        // Shorter, though still a whole number of units: it does not decide how long files are.
+        &|| {
+            for queue in ["0", "1"] {
+                let file = fs::OpenOptions::new()
+                    .write(true)
+                    .open(files.join(queue).join("00000000000000000000"))
+                    .unwrap();
+                file.set_len(40).unwrap();
+            }
+        },
+        // The first of two: the other one looks like a queue that begins there.
+        &|| fs::remove_file(files.join("0/00000000000000000000")).unwrap(),
+        &|| {
+            fs::remove_file(files.join("0/00000000000000000000")).unwrap();
+            fs::write(files.join("0/00000000000000001000"), [0; 1000]).unwrap();
+        },
+        &|| fs::write(files.join("1/00000000000000000000"), b"").unwrap(),
         &|| fs::remove_file(files.join("0/00000000000000001000")).unwrap(),
         &|| fs::remove_dir_all(files.join("1")).unwrap(),
         &|| fs::write(files.join("0/00000000000000001000"), [0x11; 1000]).unwrap(),
@@ -303,6 +320,140 @@ fn a_damaged_queue_comes_back_from_the_log() {
         store.shutdown();
         drop(store);
     }
+}
+
+/// Without a table of what was there, too: a Java broker's store says nothing of how its queues began.
+#[test]
+fn the_lost_first_files_of_a_long_queue_come_back_from_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(small(dir.path()));
+    for i in 0..230u8 {
+        put(&store, "t", 0, &[i; 100]);
+        put(&store, "short", 0, b"x");
+    }
+    let wanted = bodies(&store, "t", 0, 0);
+    store.shutdown();
+    drop(store);
+    let file = |base: u32| dir.path().join(format!("consumequeue/t/0/{base:020}"));
+    for (lost, with_table) in [
+        (&[0, 1_000][..], true),
+        (&[0], false),
+        (&[1_000], true),
+        (&[0, 2_000], false),
+    ] {
+        for base in lost {
+            fs::remove_file(file(*base)).unwrap();
+        }
+        if !with_table {
+            fs::remove_file(dir.path().join("queues")).unwrap();
+            fs::remove_file(dir.path().join("offsets")).unwrap();
+        }
+        for _ in 0..2 {
+            let store = open(small(dir.path()));
+            assert_eq!(
+                (store.min_offset("t", 0), store.max_offset("t", 0)),
+                (0, 230)
+            );
+            assert!(bodies(&store, "t", 0, 0) == wanted);
+            store.shutdown();
+            drop(store);
+        }
+    }
+}
+
+#[test]
+fn lost_and_damaged_index_files_are_rebuilt() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(small(dir.path()));
+    for i in 0..700 {
+        let key = format!("k{i}");
+        let message = Message {
+            body: b"x",
+            key: &key,
+            ..Default::default()
+        };
+        append(&store, "t", 0, &[message]).unwrap();
+    }
+    store.drive();
+    store.shutdown();
+    drop(store);
+    let index = dir.path().join("index");
+    let nth = |n: usize| {
+        let mut files: Vec<_> = fs::read_dir(&index)
+            .unwrap()
+            .map(|f| f.unwrap().path())
+            .collect();
+        files.sort();
+        files.swap_remove(n)
+    };
+    let damages: [&dyn Fn(); 6] = [
+        &|| fs::remove_file(nth(0)).unwrap(),
+        &|| fs::remove_file(nth(2)).unwrap(),
+        &|| fs::remove_file(nth(3)).unwrap(),
+        &|| fs::write(nth(1), b"short").unwrap(),
+        &|| {
+            let length = fs::metadata(nth(1)).unwrap().len();
+            fs::write(nth(1), vec![0xff; length as usize]).unwrap();
+        },
+        &|| fs::remove_dir_all(&index).unwrap(),
+    ];
+    for (n, damage) in damages.iter().enumerate() {
+        damage();
+        for _ in 0..2 {
+            let store = open(small(dir.path()));
+            for i in 0..700 {
+                let found = store.query("t", &format!("k{i}"), 9, 0, i64::MAX).records;
+                assert_eq!(found.len(), 1, "k{i} after damage {n}");
+            }
+            store.shutdown();
+            drop(store);
+        }
+        assert_eq!(fs::read_dir(&index).unwrap().count(), 4, "damage {n}");
+    }
+}
+
+/// A query holds what it reads: neither the file being filled nor a deletion waits for it, or it for them.
+#[test]
+fn index_files_are_deleted_while_queries_read_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = small(dir.path());
+    config.file_reserved_hours = 0;
+    // Long after the files are written.
+    let store = open_at(config, TestClock::at(4_000_000_000_000));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let found = store.query("t", "all", 64, 0, i64::MAX).records;
+                    assert!(found.len() <= 64);
+                }
+            });
+        }
+        for i in 0..3_000u32 {
+            let key = format!("k{i} all");
+            let message = Message {
+                body: &[1; 100],
+                key: &key,
+                ..Default::default()
+            };
+            while append(&store, "t", 0, &[message]).is_err() {
+                std::thread::yield_now();
+            }
+            store.drive();
+            if i % 500 == 499 {
+                assert!(store.wait_flushed(store.written(), Duration::from_secs(20)));
+                let before = store.min_phy_offset();
+                store.delete_expired_now();
+                wait(|| store.min_phy_offset() > before);
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    wait(|| store.query("t", "all", 64, 0, i64::MAX).records.len() == 64);
+    assert!(store.query("t", "k0", 9, 0, i64::MAX).records.is_empty());
+    assert_eq!(store.query("t", "k2999", 9, 0, i64::MAX).records.len(), 1);
+    wait(|| fs::read_dir(dir.path().join("index")).unwrap().count() < 20);
 }
 
 /// Under SYNC_FLUSH a background thread writes zeros ahead of the writer: never over what was written.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use store::{Clock, Store};
+use store::{Clock, Store, StoreConfig};
 
 use crate::common::*;
 
@@ -30,13 +30,21 @@ enum Op {
         hole: Option<u16>,
         seed: u64,
     },
-    /// A queue and its index disappear.
+    /// All queues, the index, or one file of either disappear.
     LoseQueues,
     LoseIndex,
+    LoseFile {
+        nth: usize,
+    },
+    /// Retention takes the oldest segments.
+    Expire,
     Truncate {
         back: usize,
     },
 }
+
+/// Length of the log's files, as `small` has it.
+const SEGMENT: u64 = 16 << 10;
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
@@ -49,12 +57,15 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(point, hole, seed)| Op::PowerCut { point, hole, seed }),
         1 => Just(Op::LoseQueues),
         1 => Just(Op::LoseIndex),
+        2 => any::<usize>().prop_map(|nth| Op::LoseFile { nth }),
+        2 => Just(Op::Expire),
         2 => (0..12usize).prop_map(|back| Op::Truncate { back }),
     ]
 }
 
 struct Known {
     queue_id: i32,
+    queue_offset: i64,
     body: Vec<u8>,
     key: String,
     phy_offset: u64,
@@ -69,18 +80,24 @@ fn check(store: &Store, model: &[Known]) {
         queues.entry(known.queue_id).or_default().push(known);
     }
     for queue_id in 0..4 {
-        let wanted: Vec<&[u8]> = queues
-            .get(&queue_id)
-            .into_iter()
-            .flatten()
-            .map(|k| &k.body[..])
-            .collect();
-        assert_eq!(
+        let known = queues.get(&queue_id).map_or(&[][..], |known| known);
+        let wanted: Vec<&[u8]> = known.iter().map(|k| &k.body[..]).collect();
+        let (min, max) = (
+            store.min_offset("q", queue_id),
             store.max_offset("q", queue_id),
-            wanted.len() as i64,
-            "queue {queue_id}"
         );
-        assert_eq!(bodies(store, "q", queue_id, 0), wanted);
+        assert_eq!(
+            max - min,
+            wanted.len() as i64,
+            "queue {queue_id}: {min}..{max}, log from {} {:?}",
+            store.min_phy_offset(),
+            known
+                .iter()
+                .map(|k| (k.queue_offset, k.phy_offset))
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(min, known.first().map_or(max, |first| first.queue_offset));
+        assert_eq!(bodies(store, "q", queue_id, min), wanted);
     }
     for known in model.iter().rev().take(3).filter(|k| !k.key.is_empty()) {
         let found = store.query("q", &known.key, 64, 0, i64::MAX).records;
@@ -166,14 +183,14 @@ fn lose(
     let damaged = at;
     let mut left = hole.map_or(u64::MAX, |n| u64::from(n).max(first.end - at));
     while left > 0 {
-        let base = at - at % (16 << 10);
+        let base = at - at % SEGMENT;
         let Ok(file) = fs::OpenOptions::new()
             .write(true)
             .open(root.join("commitlog").join(format!("{base:020}")))
         else {
             break;
         };
-        let n = left.min(base + (16 << 10) - at);
+        let n = left.min(base + SEGMENT - at);
         file.write_all_at(&vec![0; n as usize], at - base).unwrap();
         at += n;
         left -= n;
@@ -184,7 +201,14 @@ fn lose(
 fn run(ops: Vec<Op>) {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    let clock = TestClock::at(1_700_000_000_000);
+    // Long after every file's time.
+    let clock = TestClock::at(4_000_000_000_000);
+    let mut config = small(root);
+    config.delete_when = vec![clock.local_hour()];
+    config.file_reserved_hours = u64::MAX;
+    config.clean_resource_interval = Duration::from_millis(5);
+    config.delete_commit_log_files_interval = Duration::ZERO;
+    let small = |_: &Path| config.clone();
     let mut store = open_at(small(root), clock.clone());
     let mut model: Vec<Known> = Vec::new();
     let (mut count, mut durable, mut queues_synced) = (0u32, 0, 0);
@@ -229,6 +253,7 @@ fn run(ops: Vec<Op>) {
                     let end = record.phy_offset + u64::from(record.size);
                     model.push(Known {
                         queue_id,
+                        queue_offset: record.queue_offset,
                         body,
                         key,
                         phy_offset: record.phy_offset,
@@ -268,9 +293,45 @@ fn run(ops: Vec<Op>) {
                 fs::remove_dir_all(root.join("index")).unwrap();
                 store = open_at(small(root), clock.clone());
             }
+            Op::LoseFile { nth } => {
+                stop(store);
+                let mut all = Vec::new();
+                files(&root.join("consumequeue"), &mut all);
+                files(&root.join("index"), &mut all);
+                all.sort();
+                if let Some(file) = all.get(nth % all.len().max(1)) {
+                    fs::remove_file(file).unwrap();
+                }
+                queues_synced = 0;
+                store = open_at(small(root), clock.clone());
+            }
+            Op::Expire => {
+                assert!(store.wait_flushed(store.written(), Duration::from_secs(20)));
+                let end = store.written();
+                store.reconfigure(&StoreConfig {
+                    file_reserved_hours: 0,
+                    ..config.clone()
+                });
+                // The one that is written stays, also once the next is made ahead.
+                wait(|| store.min_phy_offset() == end - end % SEGMENT);
+                // The queues follow.
+                let gone = |k: &Known| k.phy_offset < store.min_phy_offset();
+                wait(|| {
+                    (0..4).all(|queue_id| {
+                        let mut known = model.iter().filter(|k| k.queue_id == queue_id);
+                        let lost = known.rfind(|k| gone(k));
+                        lost.is_none_or(|k| store.min_offset("q", queue_id) > k.queue_offset)
+                    })
+                });
+                model.retain(|k| !gone(k));
+                store.reconfigure(&config);
+            }
             Op::Truncate { back } => {
                 let keep = model.len().saturating_sub(back);
-                let position = if keep == 0 { 0 } else { model[keep - 1].end };
+                let position = match keep {
+                    0 => store.min_phy_offset(),
+                    _ => model[keep - 1].end,
+                };
                 store.truncate_to(position).unwrap();
                 model.truncate(keep);
                 durable = durable.min(position);
