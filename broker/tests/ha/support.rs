@@ -61,13 +61,6 @@ pub(crate) fn slave(dir: &Path, id: i64) -> BrokerConfig {
     }
 }
 
-pub(crate) fn slave_of(dir: &Path, id: i64, master: &Broker) -> BrokerConfig {
-    BrokerConfig {
-        ha_master_address: master.ha_address().to_owned(),
-        ..slave(dir, id)
-    }
-}
-
 pub(crate) async fn start(config: BrokerConfig) -> Arc<Broker> {
     Broker::start(config.validate().unwrap()).await.unwrap()
 }
@@ -82,6 +75,14 @@ pub(crate) fn points_at(slave: &Broker, master: &Broker) {
     });
 }
 
+/// Whether a slave follows this master closely enough to be waited for.
+pub(crate) fn has_slave(master: &Broker) -> bool {
+    master
+        .ha
+        .replicas
+        .available(master.store.written(), 1 << 20)
+}
+
 pub(crate) fn level(a: &Broker, b: &Broker) -> bool {
     a.store.confirm_offset() == b.store.confirm_offset()
 }
@@ -91,6 +92,17 @@ pub(crate) fn same_log(a: &Broker, b: &Broker) {
     assert_eq!(a.store.written(), b.store.written());
     let from = a.store.min_phy_offset().max(b.store.min_phy_offset());
     assert!(bytes(a, from) == bytes(b, from), "the logs differ");
+}
+
+/// Every queue has the same entries.
+pub(crate) fn same_queues(a: &Broker, b: &Broker) {
+    assert_eq!(a.store.queues(), b.store.queues());
+    for (topic, queues) in a.store.queues() {
+        for id in queues {
+            let [one, other] = [a, b].map(|broker| broker.store.find_queue(&topic, id).unwrap());
+            assert_eq!(one.max_offset(), other.max_offset(), "{topic} {id}");
+        }
+    }
 }
 
 pub(crate) fn bytes(broker: &Broker, from: u64) -> Vec<u8> {

@@ -1,0 +1,196 @@
+//! A synchronous master that comes back without the end of its log takes it back from its slaves before it serves.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use broker::role::Role;
+use broker::{Broker, BrokerConfig};
+use namesrv::{NameServer, NamesrvConfig};
+use remoting::protocol::response_code::SUCCESS;
+
+use crate::support::*;
+
+async fn name_server(folder: &Path) -> NameServer {
+    let config = NamesrvConfig {
+        bind_address: "127.0.0.1".to_owned(),
+        listen_port: 0,
+        http_port: 0,
+        kv_config_path: folder.join("kvConfig.json"),
+        ..NamesrvConfig::default()
+    };
+    NameServer::start(config).await.unwrap()
+}
+
+fn with(names: &NameServer, config: BrokerConfig) -> BrokerConfig {
+    BrokerConfig {
+        namesrv_addr: names.address().to_string(),
+        master_catch_up_timeout_ms: 500,
+        ..config
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, name) = entry.map(|e| (e.path(), e.file_name())).unwrap();
+        match path.is_dir() {
+            true => copy_folder(&path, &to.join(name)),
+            false => {
+                std::fs::copy(&path, to.join(name)).unwrap();
+            }
+        }
+    }
+}
+
+/// Puts a folder back to what it was, as a power cut does with what was not flushed.
+fn lose_power(folder: &Path, earlier: &Path) {
+    std::fs::remove_dir_all(folder).unwrap();
+    copy_folder(earlier, folder);
+    std::fs::write(folder.join("abort"), "1").unwrap();
+    let _ = std::fs::remove_file(folder.join("offsets"));
+}
+
+async fn pair(names: &NameServer, dir: &Path) -> (Arc<Broker>, Arc<Broker>) {
+    let master = start(with(names, master(dir, "SYNC_MASTER"))).await;
+    let slave = start(with(names, slave(dir, 1))).await;
+    until("the master serves", || master.is_master()).await;
+    points_at(&slave, &master);
+    until("the slave follows", || {
+        has_slave(&master) && slave.ha.link.now().connected
+    })
+    .await;
+    (master, slave)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_power_cut_took_comes_back_from_the_slave() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = name_server(dir.path()).await;
+    let (folder, earlier) = (dir.path().join("master"), dir.path().join("earlier"));
+    let (master, slave) = pair(&names, dir.path()).await;
+    for n in 0..50 {
+        Client::of(&master)
+            .sent(&format!("kept {n}"), SUCCESS)
+            .await;
+    }
+    master.shutdown().await;
+    copy_folder(&folder, &earlier);
+    let config = with(&names, self::master(dir.path(), "SYNC_MASTER"));
+    let master = start(config.clone()).await;
+    until("the master serves", || master.is_master()).await;
+    points_at(&slave, &master);
+    until("the slave follows", || {
+        !master.ha.replicas.list().is_empty()
+    })
+    .await;
+    for n in 0..50 {
+        let body = format!("lost {n} {}", "x".repeat(3_000));
+        Client::of(&master).sent(&body, SUCCESS).await;
+    }
+    let end = master.store.written();
+    master.shutdown().await;
+    lose_power(&folder, &earlier);
+
+    let master = start(config).await;
+    assert!(master.store.written() < end || master.is_master());
+    until("the master serves", || master.is_master()).await;
+    assert_eq!(master.store.written(), end);
+    let client = Client::of(&master);
+    assert_eq!(client.bodies(0).await.len(), 100);
+    points_at(&slave, &master);
+    until("the slave follows", || {
+        !master.ha.replicas.list().is_empty()
+    })
+    .await;
+    client.sent("and on it goes", SUCCESS).await;
+    same_log(&master, &slave);
+    same_queues(&master, &slave);
+    assert_eq!(slave.ha.link.now().cut, 0);
+    slave.shutdown().await;
+    master.shutdown().await;
+    names.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_is_lost_is_filled_again_from_the_slave() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = name_server(dir.path()).await;
+    let (master, slave) = pair(&names, dir.path()).await;
+    for n in 0..60 {
+        let body = format!("{n} {}", "x".repeat(3_000));
+        Client::of(&master).sent(&body, SUCCESS).await;
+    }
+    let end = master.store.written();
+    master.shutdown().await;
+    std::fs::remove_dir_all(dir.path().join("master")).unwrap();
+    let master = start(with(&names, self::master(dir.path(), "SYNC_MASTER"))).await;
+    until("the master serves", || master.is_master()).await;
+    assert_eq!(master.store.written(), end);
+    same_log(&master, &slave);
+    slave.shutdown().await;
+    master.shutdown().await;
+    names.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_any_slave_to_ask_it_stays_unregistered_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = name_server(dir.path()).await;
+    let (folder, earlier) = (dir.path().join("master"), dir.path().join("earlier"));
+    let (master, slave) = pair(&names, dir.path()).await;
+    Client::of(&master).sent("x", SUCCESS).await;
+    slave.shutdown().await;
+    master.shutdown().await;
+    copy_folder(&folder, &earlier);
+    lose_power(&folder, &earlier);
+    let config = with(&names, self::master(dir.path(), "SYNC_MASTER"));
+    let master = start(config.clone()).await;
+    until("it says why it waits", || {
+        let reason = master.ready().unwrap_err();
+        reason.contains("waiting for a slave")
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    assert_eq!(
+        master.role.now().role,
+        Role::Undecided,
+        "longer than the time it waits for"
+    );
+    // The slave comes back: it has nothing that is missing here.
+    let slave = start(with(&names, self::slave(dir.path(), 1))).await;
+    until("the master serves", || master.is_master()).await;
+    slave.shutdown().await;
+    master.shutdown().await;
+
+    lose_power(&folder, &earlier);
+    let config = BrokerConfig {
+        master_catch_up_go_on: true,
+        ..config
+    };
+    let master = start(config).await;
+    until("told to go on it does", || master.is_master()).await;
+    master.shutdown().await;
+    names.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_group_has_nothing_to_ask_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = name_server(dir.path()).await;
+    let slave = start(with(&names, slave(dir.path(), 1))).await;
+    let config = BrokerConfig {
+        master_catch_up_timeout_ms: 600_000,
+        ..with(&names, master(dir.path(), "SYNC_MASTER"))
+    };
+    let master = start(config).await;
+    until("the master serves", || master.ready().is_ok()).await;
+    points_at(&slave, &master);
+    until("the slave follows", || {
+        !master.ha.replicas.list().is_empty()
+    })
+    .await;
+    Client::of(&master).sent("x", SUCCESS).await;
+    slave.shutdown().await;
+    master.shutdown().await;
+    names.shutdown().await;
+}
