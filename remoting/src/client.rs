@@ -12,10 +12,9 @@ use std::time::Duration;
 use bytes::BytesMut;
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::connection::{Connection, Incomplete, InvokeError, Request};
+use crate::connection::{Connection, InvokeError, Request, Shared, Socket};
 use crate::protocol::{RemotingCommand, SerializeType};
 use crate::resolver::Resolver;
 use crate::server::{ServerConfig, Service};
@@ -62,14 +61,13 @@ struct Inner {
     /// The async lock of a slot keeps two callers from connecting to one address twice.
     slots: Mutex<HashMap<String, Arc<Slot>>>,
     service: Arc<Callbacks>,
-    incomplete: Arc<Incomplete>,
-    shutdown: CancellationToken,
+    shared: Arc<Shared>,
     tasks: TaskTracker,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.shutdown.cancel();
+        self.shared.stop();
     }
 }
 
@@ -117,8 +115,7 @@ impl RemotingClient {
                 config: Arc::new(config),
                 slots: Mutex::default(),
                 service: Arc::default(),
-                incomplete: Arc::default(),
-                shutdown: CancellationToken::new(),
+                shared: Arc::default(),
                 tasks: TaskTracker::new(),
             }),
         }
@@ -225,16 +222,16 @@ impl RemotingClient {
             stream.peer_addr()?,
             stream.local_addr()?,
             limits,
-            Arc::clone(&self.inner.incomplete),
+            Arc::clone(&self.inner.shared),
         );
-        let (config, service, shutdown, handle) = (
+        let (config, service, handle) = (
             Arc::clone(&self.inner.config),
             Arc::clone(&self.inner.service),
-            self.inner.shutdown.clone(),
             Arc::clone(&connection),
         );
+        let socket = Socket::new(stream, &connection);
         self.inner.tasks.spawn(async move {
-            crate::connection::run(&handle, stream, &config.limits, &*service, &shutdown).await;
+            crate::connection::run(&handle, socket, &config.limits, &*service).await;
         });
         Ok(connection)
     }
@@ -252,7 +249,7 @@ impl RemotingClient {
 
     /// Writes what is queued, closes every connection and joins their tasks.
     pub async fn shutdown(&self) {
-        self.inner.shutdown.cancel();
+        self.inner.shared.stop();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
     }

@@ -1,8 +1,10 @@
 //! One connection: the task that owns the socket, and the handle everybody else holds.
 //!
 //! The task reads into one reused buffer, hands every complete frame of a read to the service, and
-//! writes all answers with one call. Other threads put encoded frames into the outbox; the task is
-//! woken only if it is parked and only once until it has looked. Memory is bounded: a frame by its
+//! writes all answers with one call. Frames of other threads go straight to the socket while the task is
+//! parked with nothing unsent, so that nobody is woken for them; else, and what the socket does not take, they
+//! go into the outbox, and the task is woken only if it is parked and only once until it has looked.
+//! Memory is bounded: a frame by its
 //! declared length, and only as its bytes arrive; unsent output by a limit at which reading stops
 //! and a second one at which the connection is given up.
 
@@ -18,7 +20,9 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::io::poll_read_buf;
@@ -59,11 +63,99 @@ struct Outbox {
     unsent: usize,
     /// Present while the task is parked and nobody has woken it yet.
     waker: Option<Waker>,
+    /// The socket, where there is one, until the connection has ended.
+    socket: Option<Arc<OwnedWriteHalf>>,
+    /// The beginning of what `frames` begins with is sent: it must go before anything else.
+    begun: bool,
+    /// Something was sent past the task since it last looked.
+    sent: bool,
 }
 
-/// Bytes that the connections of one server or client hold for long frames in arrival.
+impl Outbox {
+    /// Sends what the socket takes at once, and says how much that was. Only while the task is parked with nothing
+    /// unsent, so that no two frames are mixed.
+    fn send_now(&mut self, frames: &[u8]) -> usize {
+        if self.waker.is_none() || self.unsent > 0 || !self.frames.is_empty() {
+            return 0;
+        }
+        // An error is the task's to find.
+        let sent = match &self.socket {
+            Some(socket) => socket.try_write(frames).unwrap_or(0),
+            None => 0,
+        };
+        self.sent |= sent > 0;
+        self.begun = sent > 0 && sent < frames.len();
+        sent
+    }
+}
+
+/// What the connections of one server or client have in common.
 #[derive(Debug, Default)]
-pub(crate) struct Incomplete(AtomicUsize);
+pub(crate) struct Shared {
+    /// Bytes that they hold for long frames in arrival.
+    incomplete: AtomicUsize,
+    /// Set before `stop` is cancelled: a task that has been woken looks here, which costs less than asking the token.
+    stopping: AtomicBool,
+    stop: CancellationToken,
+}
+
+impl Shared {
+    /// Ends every connection, now and later.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.stop.cancel();
+    }
+}
+
+/// A TCP socket whose writing end the connection's handle holds too.
+pub(crate) struct Socket {
+    read: OwnedReadHalf,
+    write: Arc<OwnedWriteHalf>,
+}
+
+impl Socket {
+    pub(crate) fn new(stream: TcpStream, connection: &Connection) -> Self {
+        let (read, write) = stream.into_split();
+        let write = Arc::new(write);
+        connection.outbox.lock().socket = Some(Arc::clone(&write));
+        Self { read, write }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.read).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let stream: &TcpStream = (*self.write).as_ref();
+        loop {
+            std::task::ready!(stream.poll_write_ready(cx))?;
+            match stream.try_write(bytes) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
 
 /// The handle of a connection. Frames given to it are sent in order; after it closed they are dropped.
 pub struct Connection {
@@ -71,7 +163,7 @@ pub struct Connection {
     peer: SocketAddr,
     local: SocketAddr,
     outbox_hard_limit: usize,
-    incomplete: Arc<Incomplete>,
+    shared: Arc<Shared>,
     open: AtomicBool,
     outbox: Mutex<Outbox>,
     next_opaque: AtomicI32,
@@ -93,7 +185,7 @@ impl Connection {
         peer: SocketAddr,
         local: SocketAddr,
         config: &ServerConfig,
-        incomplete: Arc<Incomplete>,
+        shared: Arc<Shared>,
     ) -> Arc<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
@@ -101,7 +193,7 @@ impl Connection {
             peer,
             local,
             outbox_hard_limit: config.outbox_hard_limit,
-            incomplete,
+            shared,
             open: AtomicBool::new(true),
             outbox: Mutex::default(),
             next_opaque: AtomicI32::new(0),
@@ -145,17 +237,42 @@ impl Connection {
         }
     }
 
-    /// Queues a frame. False if the connection is closed. An answer to a oneway request is dropped.
+    /// Sends a frame or queues it. False if the connection is closed. An answer to a oneway request is dropped.
     pub fn send(&self, command: &RemotingCommand) -> bool {
         if command.is_unwanted() {
             return self.is_open();
         }
-        self.queue(|frames| command.encode(frames))
+        let mut frame = BytesMut::new();
+        command.encode(&mut frame);
+        self.send_encoded(&frame)
     }
 
-    /// Queues frames that are already encoded, with their length fields.
+    /// Sends or queues frames that are already encoded, with their length fields.
     pub fn send_encoded(&self, frames: &[u8]) -> bool {
-        self.queue(|outbox| outbox.extend_from_slice(frames))
+        if !self.is_open() {
+            return false;
+        }
+        let mut outbox = self.outbox.lock();
+        let sent = outbox.send_now(frames);
+        let rest = &frames[sent..];
+        if rest.is_empty() {
+            return true;
+        }
+        outbox.frames.extend_from_slice(rest);
+        let waker = outbox.waker.take();
+        let full = outbox.frames.len() + outbox.unsent > self.outbox_hard_limit;
+        if full {
+            outbox.frames = BytesMut::new();
+        }
+        drop(outbox);
+        if full {
+            tracing::debug!(peer = %self.peer, "peer does not read, connection given up");
+            self.open.store(false, Ordering::Release);
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        !full
     }
 
     /// Sends a request that wants no answer.
@@ -192,28 +309,6 @@ impl Connection {
 
     fn next_opaque(&self) -> i32 {
         self.next_opaque.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn queue(&self, write: impl FnOnce(&mut BytesMut)) -> bool {
-        if !self.is_open() {
-            return false;
-        }
-        let mut outbox = self.outbox.lock();
-        write(&mut outbox.frames);
-        let waker = outbox.waker.take();
-        let full = outbox.frames.len() + outbox.unsent > self.outbox_hard_limit;
-        if full {
-            outbox.frames = BytesMut::new();
-        }
-        drop(outbox);
-        if full {
-            tracing::debug!(peer = %self.peer, "peer does not read, connection given up");
-            self.open.store(false, Ordering::Release);
-        }
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        !full
     }
 
     fn complete(&self, answer: RemotingCommand) {
@@ -302,13 +397,12 @@ enum Event {
 }
 
 /// Runs a connection to its end. Returns when the peer, the service, an error, the idle time or
-/// `shutdown` ends it; on shutdown what is queued is still written, for at most `config.linger`.
+/// [`Shared::stop`] ends it; on a stop what is queued is still written, for at most `config.linger`.
 pub(crate) async fn run<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
     connection: &Arc<Connection>,
     io: IO,
     config: &ServerConfig,
     service: &S,
-    shutdown: &CancellationToken,
 ) {
     service.opened(connection);
     let mut closing = Closing {
@@ -330,8 +424,9 @@ pub(crate) async fn run<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
         greeted: false,
         stalled: false,
         draining: None,
+        armed: None,
     };
-    let end = task.run(&mut closing.local, shutdown).await;
+    let end = task.run(&mut closing.local).await;
     tracing::debug!(peer = %connection.peer, reason = %end, "connection ended");
 }
 
@@ -346,7 +441,7 @@ impl<S: Service> Drop for Closing<'_, S> {
     fn drop(&mut self) {
         self.connection.open.store(false, Ordering::Release);
         self.connection.fail_waiting();
-        self.connection.outbox.lock().frames = BytesMut::new();
+        *self.connection.outbox.lock() = Outbox::default();
         self.service.closed(self.connection, &mut self.local);
     }
 }
@@ -389,7 +484,7 @@ struct Task<'c, S: Service, IO> {
     /// Room asked for before each read.
     read_size: usize,
     output: BytesMut,
-    /// This connection's part of [`Incomplete`].
+    /// This connection's part of [`Shared::incomplete`].
     charged: usize,
     /// Last time bytes moved in either direction.
     active: Instant,
@@ -401,19 +496,22 @@ struct Task<'c, S: Service, IO> {
     stalled: bool,
     /// Set at shutdown: until when output is still written.
     draining: Option<Instant>,
+    /// Whom the timer and the stop will wake; nobody needs to ask them again until then.
+    armed: Option<Waker>,
 }
 
 impl<S: Service, IO> Drop for Task<'_, S, IO> {
     fn drop(&mut self) {
-        let Incomplete(total) = &*self.connection.incomplete;
+        let total = &self.connection.shared.incomplete;
         total.fetch_sub(self.charged, Ordering::Relaxed);
     }
 }
 
 impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Task<'_, S, IO> {
-    async fn run(&mut self, local: &mut S::Local, shutdown: &CancellationToken) -> End {
+    async fn run(&mut self, local: &mut S::Local) -> End {
+        let shared = Arc::clone(&self.connection.shared);
         let mut timer = pin!(sleep_until(self.deadline()));
-        let mut cancelled = pin!(shutdown.cancelled());
+        let mut cancelled = pin!(shared.stop.cancelled());
         loop {
             self.collect_outbox();
             if !self.connection.is_open() {
@@ -452,6 +550,9 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Task<'_, S, IO> {
                 Event::Outbox => {}
                 Event::Timer => {
                     let now = Instant::now();
+                    if std::mem::take(&mut self.connection.outbox.lock().sent) {
+                        self.active = now;
+                    }
                     if self.draining.is_some_and(|until| until <= now) {
                         return End::Shutdown;
                     }
@@ -467,11 +568,13 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Task<'_, S, IO> {
                     }
                     let deadline = self.deadline();
                     timer.as_mut().reset(deadline);
+                    self.armed = None;
                 }
                 Event::Shutdown => {
                     let until = Instant::now() + self.config.linger;
                     self.draining = Some(until);
                     timer.as_mut().reset(until);
+                    self.armed = None;
                 }
                 Event::EndOfStream => return End::Peer,
                 Event::Failed(error) => return End::Io(error),
@@ -493,12 +596,17 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Task<'_, S, IO> {
         let mut outbox = self.connection.outbox.lock();
         outbox.waker = None;
         if !outbox.frames.is_empty() {
+            if outbox.begun {
+                outbox.frames.extend_from_slice(&self.output);
+                self.output.clear();
+            }
             if self.output.is_empty() {
                 std::mem::swap(&mut self.output, &mut outbox.frames);
             } else {
                 self.output.extend_from_slice(&outbox.frames);
                 outbox.frames.clear();
             }
+            outbox.begun = false;
         }
         outbox.unsent = self.output.len();
     }
@@ -528,11 +636,19 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Task<'_, S, IO> {
                 Poll::Pending => {}
             }
         }
-        if timer.poll(cx).is_ready() {
+        let armed = self
+            .armed
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()));
+        if (!armed || timer.is_elapsed()) && timer.poll(cx).is_ready() {
             return Poll::Ready(Event::Timer);
         }
-        if self.draining.is_none() && cancelled.poll(cx).is_ready() {
+        let stopping = self.connection.shared.stopping.load(Ordering::Acquire);
+        if self.draining.is_none() && (!armed || stopping) && cancelled.poll(cx).is_ready() {
             return Poll::Ready(Event::Shutdown);
+        }
+        if !armed {
+            self.armed = Some(cx.waker().clone());
         }
         // Last, so that no wake-up is asked for while there is still something to do.
         let mut outbox = self.connection.outbox.lock();
@@ -577,7 +693,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Task<'_, S, IO> {
         if needed == self.charged {
             return Ok(());
         }
-        let Incomplete(total) = &*self.connection.incomplete;
+        let total = &self.connection.shared.incomplete;
         let before = if needed > self.charged {
             total.fetch_add(needed - self.charged, Ordering::Relaxed)
         } else {

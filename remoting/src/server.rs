@@ -9,8 +9,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::connection::Incomplete;
 pub use crate::connection::{Connection, Request};
+use crate::connection::{Shared, Socket};
 use crate::protocol::MAX_FRAME;
 
 /// Pause after a failed accept: out of descriptors stays so for a while, and looping does not help.
@@ -90,7 +90,7 @@ pub async fn serve<S: Service>(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let config = Arc::new(config);
-    let incomplete = Arc::new(Incomplete::default());
+    let shared = Arc::new(Shared::default());
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
@@ -103,10 +103,9 @@ pub async fn serve<S: Service>(
                         tracing::warn!(%peer, limit = config.max_connections, "too many connections, closed");
                         continue;
                     }
-                    let (config, service, shutdown) = (Arc::clone(&config), Arc::clone(&service), shutdown.clone());
-                    let incomplete = Arc::clone(&incomplete);
+                    let (config, service, shared) = (Arc::clone(&config), Arc::clone(&service), Arc::clone(&shared));
                     tasks.spawn(async move {
-                        serve_tcp(stream, &config, incomplete, &*service, &shutdown).await;
+                        serve_tcp(stream, &config, shared, &*service).await;
                     });
                 }
                 Err(error) => {
@@ -120,6 +119,7 @@ pub async fn serve<S: Service>(
         }
     }
     drop(listener);
+    shared.stop();
     while let Some(ended) = tasks.join_next().await {
         note_end(ended);
     }
@@ -135,9 +135,8 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
 async fn serve_tcp<S: Service>(
     stream: TcpStream,
     config: &ServerConfig,
-    incomplete: Arc<Incomplete>,
+    shared: Arc<Shared>,
     service: &S,
-    shutdown: &CancellationToken,
 ) {
     // The peer may be gone before its task runs.
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else {
@@ -146,6 +145,7 @@ async fn serve_tcp<S: Service>(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "TCP_NODELAY not set");
     }
-    let connection = Connection::new(peer, local, config, incomplete);
-    crate::connection::run(&connection, stream, config, service, shutdown).await;
+    let connection = Connection::new(peer, local, config, shared);
+    let socket = Socket::new(stream, &connection);
+    crate::connection::run(&connection, socket, config, service).await;
 }

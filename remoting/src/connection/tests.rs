@@ -84,7 +84,7 @@ struct Rig {
     peer: DuplexStream,
     service: Arc<Echo>,
     connection: Arc<Connection>,
-    shutdown: CancellationToken,
+    shared: Arc<Shared>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -93,21 +93,17 @@ fn rig(config: ServerConfig, pipe: usize) -> Rig {
     let (peer, io) = duplex(pipe);
     let service = Arc::new(Echo::default());
     let address = "127.0.0.1:1".parse().unwrap();
-    let connection = Connection::new(address, address, &config, Arc::default());
-    let shutdown = CancellationToken::new();
+    let shared = Arc::new(Shared::default());
+    let connection = Connection::new(address, address, &config, Arc::clone(&shared));
     let task = {
-        let (service, connection, shutdown) = (
-            Arc::clone(&service),
-            Arc::clone(&connection),
-            shutdown.clone(),
-        );
-        tokio::spawn(async move { run(&connection, io, &config, &*service, &shutdown).await })
+        let (service, connection) = (Arc::clone(&service), Arc::clone(&connection));
+        tokio::spawn(async move { run(&connection, io, &config, &*service).await })
     };
     Rig {
         peer,
         service,
         connection,
-        shutdown,
+        shared,
         task,
     }
 }
@@ -165,7 +161,7 @@ async fn a_frame_may_come_byte_by_byte() {
     };
     let (answer, ()) = tokio::join!(read_frame(&mut reader), write);
     assert_eq!(&answer.body[..], [9; 300]);
-    rig.shutdown.cancel();
+    rig.shared.stop();
     rig.task.await.unwrap();
     rig.peer = reader.unsplit(writer);
     expect_end(&mut rig.peer).await;
@@ -274,6 +270,7 @@ async fn memory_follows_what_arrived_and_not_what_was_declared() {
         greeted: false,
         stalled: false,
         draining: None,
+        armed: None,
     };
     peer.write_u32(15 << 20).await.unwrap();
     let mut sent = 4;
@@ -400,7 +397,7 @@ async fn shutdown_writes_what_is_queued_first() {
     for opaque in 0..50 {
         assert!(rig.connection.send(&request(40, opaque, &[1; 100])));
     }
-    rig.shutdown.cancel();
+    rig.shared.stop();
     for opaque in 0..50 {
         assert_eq!(read_frame(&mut rig.peer).await.opaque, opaque);
     }
@@ -555,4 +552,83 @@ async fn connections_beyond_the_limit_are_closed() {
     assert_eq!(read_frame(&mut first).await.opaque, 1);
     server.shutdown.cancel();
     server.task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn frames_of_other_threads_go_past_a_parked_task_and_stay_whole() {
+    const SENDERS: usize = 4;
+    const FRAMES: usize = 400;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut peer = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (stream, address) = listener.accept().await.unwrap();
+    let service = Arc::new(Echo::default());
+    let shared = Arc::new(Shared::default());
+    let config = ServerConfig::default();
+    let connection = Connection::new(address, address, &config, Arc::clone(&shared));
+    let socket = Socket::new(stream, &connection);
+    let task = tokio::spawn({
+        let (service, connection) = (Arc::clone(&service), Arc::clone(&connection));
+        async move { run(&connection, socket, &config, &*service).await }
+    });
+
+    // Parked after its first answer; what is sent now is in the socket when the call returns.
+    let mut frame = BytesMut::new();
+    request(ECHO, 1, b"first").encode(&mut frame);
+    peer.write_all(&frame).await.unwrap();
+    assert_eq!(read_frame(&mut peer).await.opaque, 1);
+    while connection.outbox.lock().waker.is_none() {
+        tokio::task::yield_now().await;
+    }
+    assert!(connection.send(&request(LATER, 2, b"past")));
+    assert!(connection.outbox.lock().sent);
+    assert_eq!(read_frame(&mut peer).await.opaque, 2);
+
+    // More than the socket takes, from several threads, while the task answers requests of its own.
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|sender| {
+            let connection = Arc::clone(&connection);
+            std::thread::spawn(move || {
+                for n in 0..FRAMES {
+                    let opaque = (1000 * (sender + 1) + n) as i32;
+                    let body = vec![opaque as u8; 1 + (n * 97) % 20_000];
+                    assert!(connection.send(&request(LATER, opaque, &body)));
+                }
+            })
+        })
+        .collect();
+    let mut next = [0; SENDERS + 1];
+    let (mut reader, mut writer) = peer.split();
+    let echoes = async {
+        for n in 0..FRAMES {
+            let mut frame = BytesMut::new();
+            request(ECHO, n as i32, &[n as u8; 300]).encode(&mut frame);
+            writer.write_all(&frame).await.unwrap();
+        }
+    };
+    let reads = async {
+        for _ in 0..(SENDERS + 1) * FRAMES {
+            let command = read_frame(&mut reader).await;
+            let (sender, n) = (
+                command.opaque as usize / 1000,
+                command.opaque as usize % 1000,
+            );
+            assert_eq!(n, next[sender]);
+            next[sender] += 1;
+            assert!(
+                command
+                    .body
+                    .iter()
+                    .all(|byte| *byte == command.opaque as u8)
+            );
+        }
+    };
+    tokio::join!(echoes, reads);
+    for sender in senders {
+        sender.join().unwrap();
+    }
+    shared.stop();
+    task.await.unwrap();
+    assert!(!connection.send(&request(LATER, 3, b"closed")));
 }

@@ -45,12 +45,17 @@ pub(crate) fn parse_int(text: &[u8]) -> Option<i64> {
         [b'-', digits @ ..] => digits,
         digits => digits,
     };
-    if digits.is_empty() || digits.len() > 18 || !digits.iter().all(u8::is_ascii_digit) {
+    if digits.is_empty() || digits.len() > 18 {
         return parse_odd_int(text);
     }
-    let value = digits
-        .iter()
-        .fold(0i64, |value, &digit| value * 10 + i64::from(digit - b'0'));
+    let mut value = 0i64;
+    for byte in digits {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return parse_odd_int(text);
+        }
+        value = value * 10 + i64::from(digit);
+    }
     Some(if text.len() == digits.len() {
         value
     } else {

@@ -165,6 +165,7 @@ impl Span {
         }
     }
 
+    #[inline]
     fn text<'a>(&self, header: &'a [u8]) -> Option<RawText<'a>> {
         let start = self.start as usize;
         let bytes = header.get(start..start + self.len as usize)?;
@@ -357,6 +358,7 @@ pub struct ExtIter<'v, 'a> {
 impl<'a> Iterator for ExtIter<'_, 'a> {
     type Item = (RawText<'a>, RawText<'a>);
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         match *self.area {
             ExtArea::Indexed {
@@ -401,6 +403,29 @@ enum Value<'a> {
     /// A number or a boolean, or the raw text of an object or array.
     Literal(&'a [u8]),
     Null,
+}
+
+/// Where the first quote or backslash at or behind `at` stands.
+#[inline]
+fn stop(input: &[u8], mut at: usize) -> Option<usize> {
+    const QUOTE: u64 = u64::from_ne_bytes([b'"'; 8]);
+    const SLASH: u64 = u64::from_ne_bytes([b'\\'; 8]);
+    const LOW: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    let mut rest = input.get(at..)?;
+    // Eight bytes at a time; the lowest marked byte is exact.
+    while let Some((chunk, after)) = rest.split_first_chunk() {
+        let word = u64::from_le_bytes(*chunk);
+        let (quote, slash) = (word ^ QUOTE, word ^ SLASH);
+        let hit = (quote.wrapping_sub(LOW) & !quote | slash.wrapping_sub(LOW) & !slash) & HIGH;
+        if hit != 0 {
+            return Some(at + (hit.trailing_zeros() / 8) as usize);
+        }
+        at += 8;
+        rest = after;
+    }
+    let found = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+    Some(at + found)
 }
 
 /// A cursor over JSON text that builds nothing.
@@ -477,39 +502,49 @@ impl<'a> Scan<'a> {
     /// The rest of a string whose opening quote has been read.
     #[inline]
     fn string(&mut self) -> Result<RawText<'a>, DecodeError> {
-        const QUOTE: u64 = u64::from_ne_bytes([b'"'; 8]);
-        const SLASH: u64 = u64::from_ne_bytes([b'\\'; 8]);
-        const LOW: u64 = u64::from_ne_bytes([0x01; 8]);
-        const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
         let start = self.at;
         let mut escaped = false;
         loop {
-            // Eight bytes at a time up to the next quote or backslash; the lowest marked byte is exact.
-            while let Some(chunk) = self.input.get(self.at..).and_then(<[u8]>::first_chunk) {
-                let word = u64::from_le_bytes(*chunk);
-                let (quote, slash) = (word ^ QUOTE, word ^ SLASH);
-                let hit =
-                    (quote.wrapping_sub(LOW) & !quote | slash.wrapping_sub(LOW) & !slash) & HIGH;
-                if hit != 0 {
-                    self.at += (hit.trailing_zeros() / 8) as usize;
-                    break;
-                }
-                self.at += 8;
+            let at = stop(self.input, self.at).ok_or(DecodeError::Truncated)?;
+            if self.input[at] == b'"' {
+                self.at = at + 1;
+                return Ok(RawText {
+                    bytes: &self.input[start..at],
+                    escaped,
+                });
             }
-            match self.peek() {
-                Some(b'"') => {
-                    let bytes = &self.input[start..self.at];
-                    self.at += 1;
-                    return Ok(RawText { bytes, escaped });
-                }
-                Some(b'\\') => {
-                    escaped = true;
-                    self.at += 2;
-                }
-                Some(_) => self.at += 1,
-                None => return Err(DecodeError::Truncated),
-            }
+            escaped = true;
+            self.at = at + 2;
         }
+    }
+
+    /// One ext member in the form that every client writes, `"key":"value"` without blanks or escapes in the key.
+    /// `None` leaves the cursor where it was: the member is read the long way.
+    #[inline]
+    fn compact_member(&mut self) -> Option<[Span; 2]> {
+        let input = self.input;
+        if self.peek() != Some(b'"') {
+            return None;
+        }
+        let key = self.at + 1;
+        let key_end = stop(input, key)?;
+        if input.get(key_end..)?.first_chunk() != Some(b"\":\"") {
+            return None;
+        }
+        let value = key_end + 3;
+        let mut end = stop(input, value)?;
+        let mut escaped = false;
+        while input[end] == b'\\' {
+            escaped = true;
+            end = stop(input, end + 2)?;
+        }
+        self.at = end + 1;
+        let span = |start: usize, end: usize, escaped| Span {
+            start: start as u32,
+            len: (end - start) as u32,
+            escaped,
+        };
+        Some([span(key, key_end, false), span(value, end, escaped)])
     }
 
     #[inline]
@@ -561,8 +596,31 @@ impl<'a> Scan<'a> {
         Err(DecodeError::Truncated)
     }
 
+    #[inline]
     fn int(&mut self) -> Result<i32, DecodeError> {
+        /// So many digits fit an i32 whatever they are.
+        const SHORT: usize = 9;
         let at = self.at;
+        let mut number = 0;
+        for (index, byte) in self.input.iter().skip(at).take(SHORT + 1).enumerate() {
+            let digit = byte.wrapping_sub(b'0');
+            if digit > 9 {
+                if index > 0 && matches!(byte, b',' | b'}') {
+                    self.at = at + index;
+                    return Ok(number);
+                }
+                break;
+            }
+            if index < SHORT {
+                number = number * 10 + i32::from(digit);
+            }
+        }
+        self.odd_int(at)
+    }
+
+    /// A number of more digits, with a sign or a fraction, or in quotes.
+    #[cold]
+    fn odd_int(&mut self, at: usize) -> Result<i32, DecodeError> {
         let number = match self.value()? {
             Value::Literal(text) => parse_int(text),
             Value::Text(text) => parse_int(text.bytes),
@@ -588,6 +646,16 @@ impl<'a> Scan<'a> {
         let mut used = 0;
         if !self.closes(b'}') {
             loop {
+                if let Some(member) = self.compact_member() {
+                    if let Some(field) = fields.get_mut(used) {
+                        *field = member;
+                    }
+                    used += 1;
+                    if self.more(b'}')? {
+                        continue;
+                    }
+                    break;
+                }
                 self.expect(b'"')?;
                 let key = self.string()?;
                 // The end of a text is known best right after it: behind its closing quote.
