@@ -17,6 +17,7 @@ use remoting::protocol::hot::{SendResponse, SendResponseTemplate, encode_send_re
 use remoting::protocol::{SerializeType, response_code};
 use store::Watermarks;
 
+use crate::broker::Broker;
 use crate::http::Metrics;
 
 /// Answers that wait for no flush are held all the same while more than this waits to be flushed, so that senders fall back to the speed of the disk
@@ -83,6 +84,74 @@ pub struct SendAnswer {
     pub bytes: usize,
     /// When the request was read.
     pub started: Instant,
+}
+
+/// The answer to a send whose message is appended, and what must happen to the message before.
+#[derive(Debug)]
+pub struct Pending {
+    /// What must have happened.
+    pub level: Level,
+    /// What is said then.
+    pub answer: SendAnswer,
+}
+
+/// The answers right after a drive: those whose position is passed are given, the others wait.
+pub struct Round<'a> {
+    broker: &'a Broker,
+    marks: Watermarks,
+    replicated: u64,
+    now: Instant,
+    queued: bool,
+}
+
+impl<'a> Round<'a> {
+    /// Looks at the watermarks once for all.
+    pub fn new(broker: &'a Broker) -> Self {
+        Self {
+            broker,
+            marks: broker.store.watermarks(),
+            replicated: broker.ha.replicated(),
+            now: Instant::now(),
+            queued: false,
+        }
+    }
+
+    /// Appends to `out` what this connection can be told already.
+    pub fn answer(
+        &mut self,
+        connection: &Arc<Connection>,
+        answers: impl Iterator<Item = Pending>,
+        out: &mut BytesMut,
+        ids: &mut String,
+    ) {
+        let broker = self.broker;
+        for Pending { level, answer } in answers {
+            let ready = if level.reached(&self.marks, self.replicated) >= answer.end {
+                Some(answer)
+            } else {
+                let reached = || broker.reached(level);
+                broker.acks.wait(level, connection, answer, reached)
+            };
+            match ready {
+                Some(answer) => {
+                    let writer = broker.acks.writer();
+                    writer.write(out, &answer, answer.code, None, ids);
+                    let took = self.now.saturating_duration_since(answer.started);
+                    broker.metrics.put_latency.record(took);
+                }
+                None => self.queued = true,
+            }
+        }
+    }
+
+    /// A store that failed after the last look would leave the answers just queued without anybody to give them.
+    pub fn end(self) {
+        if self.queued
+            && let Some(reason) = self.broker.store.poisoned()
+        {
+            self.broker.acks.fail_all(&reason);
+        }
+    }
 }
 
 #[derive(Debug)]

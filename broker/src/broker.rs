@@ -35,6 +35,7 @@ use crate::schedule::{DelayLevels, ScheduleMessageService};
 use crate::stats::BrokerStatsManager;
 use crate::subscription::SubscriptionGroupManager;
 use crate::topic::TopicConfigManager;
+use crate::turn;
 
 /// The fast port is this far below the main one.
 const FAST_PORT_BELOW: u16 = 2;
@@ -48,6 +49,8 @@ const INNER_PUT_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_BLOCKING_WAITING: usize = 10_000;
 /// Bytes of administrative requests that are being served or wait; more are refused as overload.
 const MAX_REQUEST_BYTES_IN_HAND: usize = 64 * 1024 * 1024;
+/// Sends answered by a thread of the store itself; more are left to a worker while it goes on writing or flushing.
+const ANSWERED_ON_THE_SPOT: usize = 8;
 /// Pulls woken by one batch that are answered on the spot; more go to a thread that may take its time.
 const WOKEN_ON_THE_SPOT: usize = 64;
 /// How often the small duties run: statistics, flush time-outs.
@@ -621,9 +624,18 @@ impl Broker {
         level.reached(&self.store.watermarks(), self.ha.replicated())
     }
 
-    fn watermark_moved(&self, marks: Watermarks) {
+    fn watermark_moved(self: &Arc<Self>, marks: Watermarks) {
         self.ha.log_moved();
-        self.acks.release(&marks, self.ha.replicated());
+        if !turn::is_worker() && self.acks.waiting() > ANSWERED_ON_THE_SPOT {
+            // A thread of the store that has to write or flush again.
+            let broker = Arc::clone(self);
+            self.blocking.runtime.spawn(async move {
+                let marks = broker.store.watermarks();
+                broker.acks.release(&marks, broker.ha.replicated());
+            });
+        } else {
+            self.acks.release(&marks, self.ha.replicated());
+        }
         if marks.poisoned {
             let reason = self.store.poisoned();
             self.acks

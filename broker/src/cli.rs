@@ -9,6 +9,7 @@ use clap::Parser;
 
 use crate::broker::Broker;
 use crate::config::{self, BrokerConfig, KEYS, NOT_APPLICABLE, Settings, Source, Warning};
+use crate::turn;
 
 /// Exit code of wrong use.
 const WRONG_USE: u8 = 2;
@@ -159,7 +160,8 @@ fn run(options: &Options) -> anyhow::Result<()> {
     } else {
         workers
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = turn::install(&mut runtime)
         .worker_threads(workers)
         .thread_stack_size(WORKER_STACK_BYTES)
         .thread_name("broker")

@@ -15,6 +15,7 @@ pub mod processor;
 pub mod ack;
 pub mod ha;
 pub mod longpolling;
+pub mod turn;
 
 pub mod client;
 pub mod offset;

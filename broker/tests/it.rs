@@ -558,8 +558,23 @@ async fn a_delayed_message_arrives_when_it_is_due() {
     broker.shutdown().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn under_sync_flush_an_answer_means_flushed() {
+/// Runs a test as the broker's own process runs: sends of all connections share a write when a worker is about to sleep.
+fn in_turns(test: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    broker::turn::install(&mut runtime)
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test);
+}
+
+#[test]
+fn under_sync_flush_an_answer_means_flushed() {
+    in_turns(flushed_when_answered());
+}
+
+async fn flushed_when_answered() {
     let folder = tempfile::tempdir().unwrap();
     let broker = start(BrokerConfig {
         flush_disk_type: broker::config::FlushDiskType::SyncFlush,
@@ -582,6 +597,15 @@ async fn under_sync_flush_an_answer_means_flushed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_sends_at_once_are_each_answered_and_each_stored_once() {
+    many_sends_at_once().await;
+}
+
+#[test]
+fn many_sends_that_share_their_writes_are_each_answered_and_each_stored_once() {
+    in_turns(many_sends_at_once());
+}
+
+async fn many_sends_at_once() {
     const CONNECTIONS: usize = 8;
     const EACH: usize = 200;
     let folder = tempfile::tempdir().unwrap();

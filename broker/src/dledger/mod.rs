@@ -13,4 +13,3 @@ pub mod core;
 pub mod entry;
 pub mod gate;
 pub mod message;
-

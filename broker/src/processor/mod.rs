@@ -24,10 +24,11 @@ use remoting::protocol::{RemotingCommand, request_code as code, response_code};
 use remoting::server::{Request, Service};
 
 use self::answer::{Answer, Refused as Refusal};
+use crate::ack::Pending;
 use crate::broker::Broker;
 use crate::config::BrokerConfig;
 use crate::ha::peer;
-use crate::topic::Table;
+use crate::topic::{Table, Topic};
 
 impl Refusal {
     fn write(self, request: &Request<'_>, out: &mut BytesMut) {
@@ -57,7 +58,9 @@ pub struct Local {
     started: Option<Instant>,
     properties: Vec<u8>,
     ids: String,
-    pending: Vec<send_message::Pending>,
+    pending: Vec<Pending>,
+    /// Answers that wait until the name servers know the topic, too.
+    unannounced: Vec<(Pending, Arc<Topic>)>,
     /// Something was appended and awaits [`store::Store::drive`].
     driven: bool,
     random: u32,
@@ -72,6 +75,7 @@ impl Default for Local {
             properties: Vec::new(),
             ids: String::new(),
             pending: Vec::new(),
+            unannounced: Vec::new(),
             driven: false,
             random: 0x9E37_79B9,
         }

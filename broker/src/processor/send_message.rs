@@ -25,13 +25,14 @@ use store::{Appended, ConsumeQueue, PutError, PutMessage, TagsCode};
 
 use super::Local;
 use super::answer::Refused as Refusal;
-use crate::ack::{Level, SendAnswer};
+use crate::ack::{Level, Pending, Round, SendAnswer};
 use crate::broker::Broker;
 use crate::config::{BrokerConfig, BrokerRole, FlushDiskType};
 use crate::topic::{
     self, CreateInSend, DLQ_GROUP_TOPIC_PREFIX, MAX_TOPIC_BYTES, RETRY_GROUP_TOPIC_PREFIX,
     SCHEDULE_TOPIC, Table, Topic, perm,
 };
+use crate::turn;
 
 /// Upstream's limit: the length field is a signed short.
 const MAX_PROPERTIES_BYTES: usize = 32_767;
@@ -559,9 +560,8 @@ impl Call<'_> {
         let more = (appended.records.len() > 1)
             .then(|| appended.records[1..].iter().map(|r| r.phy_offset).collect());
         let (level, code) = self.level(no_wait, appended.end);
-        local.pending.push(Pending {
+        let pending = Pending {
             level,
-            unannounced: (!topic.is_announced()).then(|| Arc::clone(topic)),
             answer: SendAnswer {
                 opaque: self.request.header.opaque,
                 serialize_type: self.request.serialize_type,
@@ -574,7 +574,12 @@ impl Call<'_> {
                 bytes: self.request.frame_len,
                 started: self.started,
             },
-        });
+        };
+        if topic.is_announced() {
+            local.pending.push(pending);
+        } else {
+            local.unannounced.push((pending, Arc::clone(topic)));
+        }
     }
 
     /// What the answer waits for, and what it says then.
@@ -739,15 +744,8 @@ fn plain_text(properties: &[u8]) -> Result<&str, Refusal> {
     })
 }
 
-/// An answer that [`finish`] gives.
-pub(super) struct Pending {
-    level: Level,
-    answer: SendAnswer,
-    /// The topic, while the name servers do not know it.
-    unannounced: Option<Arc<Topic>>,
-}
-
-/// After the last request of a socket read: one write for all of them, then the answers that need no more waiting.
+/// After the last request of a socket read: one write for all of them, then the answers that need no more waiting. On a
+/// worker of the broker's own runtime both happen at the end of its turn, for all connections it served.
 pub(super) fn finish(
     broker: &Arc<Broker>,
     connection: &Arc<Connection>,
@@ -758,45 +756,17 @@ pub(super) fn finish(
     if !std::mem::take(&mut local.driven) {
         return;
     }
-    broker.store.drive();
+    for (Pending { level, answer }, topic) in local.unannounced.drain(..) {
+        answer_when_announced(broker, connection, level, answer, topic);
+    }
     let Local { pending, ids, .. } = local;
-    if pending.is_empty() {
+    if turn::keep(broker, connection, pending) {
         return;
     }
-    let (marks, replicated) = (broker.store.watermarks(), broker.ha.replicated());
-    let now = Instant::now();
-    let mut queued = false;
-    for one in pending.drain(..) {
-        if let Some(topic) = one.unannounced {
-            answer_when_announced(broker, connection, one.level, one.answer, topic);
-            queued = true;
-            continue;
-        }
-        let Pending { level, answer, .. } = one;
-        let ready = if level.reached(&marks, replicated) >= answer.end {
-            Some(answer)
-        } else {
-            let reached = || broker.reached(level);
-            broker.acks.wait(level, connection, answer, reached)
-        };
-        match ready {
-            Some(answer) => {
-                broker
-                    .acks
-                    .writer()
-                    .write(out, &answer, answer.code, None, ids);
-                broker
-                    .metrics
-                    .put_latency
-                    .record(now.saturating_duration_since(answer.started));
-            }
-            None => queued = true,
-        }
-    }
-    // A store that failed after the last look would leave the answers just queued without anybody to give them.
-    if queued && let Some(reason) = broker.store.poisoned() {
-        broker.acks.fail_all(&reason);
-    }
+    broker.store.drive();
+    let mut round = Round::new(broker);
+    round.answer(connection, pending.drain(..), out, ids);
+    round.end();
 }
 
 /// Upstream writes a topic down and registers it before it answers the send that made it; so do we, without holding up
