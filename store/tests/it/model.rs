@@ -178,8 +178,9 @@ fn lose(
     let Some(first) = (!lost.is_empty()).then(|| lost[point as usize % lost.len()]) else {
         return u64::MAX;
     };
-    // Within the record, but never only its last bytes, which may be zeros anyway.
-    let mut at = first.phy_offset + u64::from(point) % (first.end - first.phy_offset - 8);
+    // Within the record, but never only its last bytes: properties have no checksum, and zeros may be what was there.
+    const PROPERTIES: u64 = 16;
+    let mut at = first.phy_offset + u64::from(point) % (first.end - first.phy_offset - PROPERTIES);
     let damaged = at;
     let mut left = hole.map_or(u64::MAX, |n| u64::from(n).max(first.end - at));
     while left > 0 {
