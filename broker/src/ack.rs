@@ -310,6 +310,7 @@ impl AckTable {
             return Some(answer);
         }
         self.bytes.fetch_add(count(answer.bytes), Ordering::Relaxed);
+        connection.begin_waiting(answer.bytes);
         let at = queue
             .iter()
             .rposition(|w| w.answer.end <= answer.end)
@@ -434,6 +435,8 @@ impl AckTable {
         let mut ids = String::new();
         for group in done.chunk_by(|a, b| a.connection.id() == b.connection.id()) {
             out.clear();
+            let bytes = group.iter().map(|w| w.answer.bytes).sum();
+            group[0].connection.end_waiting(bytes);
             for waiting in group {
                 let (code, remark) = failure
                     .map_or((waiting.answer.code, None), |(code, remark)| {

@@ -12,7 +12,9 @@ use parking_lot::{Condvar, Mutex};
 use remoting::http::Health as _;
 use remoting::protocol::body::DataVersion;
 use remoting::server::{self, ServerConfig};
-use store::{Appended, Arrival, Clock, PutError, Store, StoreConfig, SystemClock, Watermarks};
+use store::{
+    Appended, Arrival, Clock, Disk, PutError, RealDisk, Store, StoreConfig, SystemClock, Watermarks,
+};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
@@ -227,6 +229,15 @@ impl Broker {
         settings: Settings,
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, StartError> {
+        Self::start_on_disk(settings, clock, Arc::new(RealDisk)).await
+    }
+
+    /// The same with the store's file operations of the caller's: a test makes them fail.
+    pub async fn start_on_disk(
+        settings: Settings,
+        clock: Arc<dyn Clock>,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Arc<Self>, StartError> {
         let mut settings = settings;
         settings.resolve_advertised().await?;
         let raw = settings.raw.clone();
@@ -264,8 +275,10 @@ impl Broker {
 
         let store_config = store_config(&settings, &settings.raw);
         let store_clock = Arc::clone(&clock);
-        let opened =
-            tokio::task::spawn_blocking(move || Store::open(store_config, store_clock)).await;
+        let opened = tokio::task::spawn_blocking(move || {
+            Store::open_with_disk(store_config, store_clock, disk)
+        });
+        let opened = opened.await;
         let store = match opened {
             Ok(store) => store?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),

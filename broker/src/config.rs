@@ -300,6 +300,7 @@ keys! {
     Dynamic "channelExpiredTimeout" channel_expired_timeout: i64 = 120_000, "ms of silence after which a client counts as gone";
     AtStart "serverChannelMaxIdleTimeSeconds" server_channel_max_idle_time_seconds: i32 = 120, "seconds after which an idle connection is closed";
     AtStart "maxConnections" max_connections: i32 = 16_384, "client connections at most (RocketCluster's own key)";
+    AtStart "maxInFlightBytesPerConnection" max_in_flight_bytes_per_connection: i64 = 67_108_864, "the same for the sends of one connection (RocketCluster's own key)";
     AtStart "maxInFlightBytes" max_in_flight_bytes: i64 = 268_435_456, "bytes of sends not yet answered beyond which further sends are answered SYSTEM_BUSY (RocketCluster's own key)";
     AtStart "workerThreads" worker_threads: i32 = 0, "threads that serve connections; 0: one a core (RocketCluster's own key)";
     AtStart "shutdownDrainMs" shutdown_drain_ms: i32 = 2_000, "ms for which pulls are served after the broker left its name servers (RocketCluster's own key)";
@@ -899,6 +900,12 @@ impl BrokerConfig {
             "maxInFlightBytes",
             self.max_in_flight_bytes,
             1 << 20,
+            1 << 40,
+        )?;
+        within(
+            "maxInFlightBytesPerConnection",
+            self.max_in_flight_bytes_per_connection,
+            1 << 16,
             1 << 40,
         )?;
         within("workerThreads", self.worker_threads.into(), 0, 1024)?;

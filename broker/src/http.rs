@@ -345,6 +345,13 @@ fn render(broker: &Broker) -> String {
         "gauge",
         u8::from(broker.store.writable().is_ok()),
     );
+    value(
+        &mut out,
+        "rocketmq_store_poisoned",
+        "1 after a failed write or fdatasync, until the restart",
+        "gauge",
+        u8::from(broker.store.poisoned().is_some()),
+    );
     broker.ha.write_metrics(&mut out, broker);
     process(&mut out, broker.boot_timestamp);
     out.push_str("# EOF\n");

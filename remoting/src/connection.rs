@@ -166,6 +166,7 @@ pub struct Connection {
     shared: Arc<Shared>,
     open: AtomicBool,
     outbox: Mutex<Outbox>,
+    in_flight: AtomicUsize,
     next_opaque: AtomicI32,
     waiting: Mutex<HashMap<i32, oneshot::Sender<RemotingCommand>>>,
 }
@@ -196,6 +197,7 @@ impl Connection {
             shared,
             open: AtomicBool::new(true),
             outbox: Mutex::default(),
+            in_flight: AtomicUsize::new(0),
             next_opaque: AtomicI32::new(0),
             waiting: Mutex::default(),
         })
@@ -226,6 +228,21 @@ impl Connection {
 
     pub fn is_open(&self) -> bool {
         self.open.load(Ordering::Acquire)
+    }
+
+    /// Bytes of this connection's requests whose answers wait, as far as the service counts them.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request whose answer waits.
+    pub fn begin_waiting(&self, bytes: usize) {
+        self.in_flight.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes back what [`Connection::begin_waiting`] counted.
+    pub fn end_waiting(&self, bytes: usize) {
+        self.in_flight.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Closes the connection; what is in the outbox may be lost.

@@ -284,7 +284,10 @@ impl Call<'_> {
         if !self.broker.accepts_sends() {
             return Err(self.forbidden());
         }
-        if self.broker.acks.bytes_in_flight() > self.config.max_in_flight_bytes {
+        let of_connection = i64::try_from(self.connection.in_flight()).unwrap_or(i64::MAX);
+        if self.broker.acks.bytes_in_flight() > self.config.max_in_flight_bytes
+            || of_connection > self.config.max_in_flight_bytes_per_connection
+        {
             return Err(busy());
         }
         let opens_at = self.config.start_accept_send_request_time_stamp;

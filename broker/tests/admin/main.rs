@@ -6,6 +6,7 @@
 mod clients;
 mod config;
 mod delays;
+mod limits;
 mod offsets;
 mod support;
 mod takeover;

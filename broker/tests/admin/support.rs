@@ -66,8 +66,25 @@ impl Rig {
         Self::start_on(folder, settings, Arc::new(SystemClock)).await
     }
 
+    /// With file operations that a test can make fail.
+    pub(crate) async fn start_on_disk(
+        disk: Arc<dyn store::Disk>,
+        change: impl FnOnce(&mut BrokerConfig),
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config_in(&folder);
+        change(&mut config);
+        let settings = config.validate().unwrap();
+        let broker = Broker::start_on_disk(settings, Arc::new(SystemClock), disk).await;
+        Self::of(broker.unwrap(), folder)
+    }
+
     async fn start_on(folder: TempDir, settings: Settings, clock: Arc<dyn Clock>) -> Self {
-        let broker = Broker::start_with_clock(settings, clock).await.unwrap();
+        let broker = Broker::start_with_clock(settings, clock).await;
+        Self::of(broker.unwrap(), folder)
+    }
+
+    fn of(broker: Arc<Broker>, folder: TempDir) -> Self {
         let admin = Client::new(broker.listen_address());
         Self {
             broker,
