@@ -396,11 +396,16 @@ impl AckTable {
     }
 
     /// Gives the answers of sends that were read before this time and are held only because the disk is slow: what they promise is true.
-    pub fn release_held(&self, confirm: u64, before: Instant) {
-        let done = self.take(Level::Confirmed, |w| {
-            w.answer.started <= before && w.answer.end <= confirm
-        });
-        self.give(done, None);
+    pub fn release_held(&self, confirm: u64, replicated: u64, before: Instant) {
+        for (level, reached) in [
+            (Level::Confirmed, confirm),
+            (Level::Replicated, confirm.min(replicated)),
+        ] {
+            let done = self.take(level, |w| {
+                w.answer.started <= before && w.answer.end <= reached
+            });
+            self.give(done, None);
+        }
     }
 
     /// Answers FLUSH_DISK_TIMEOUT to sends that were read before this time.
@@ -551,7 +556,7 @@ mod tests {
                 .wait(Level::Confirmed, &a, answer(3, end + 9_000), reached)
                 .is_none()
         );
-        table.release_held(slow.confirm, Instant::now());
+        table.release_held(slow.confirm, 0, Instant::now());
         assert_eq!(sent(&a), [(2, response_code::SUCCESS)]);
         assert_eq!(table.waiting(), 1);
     }
@@ -628,5 +633,31 @@ mod tests {
             Some("0A00000100002A9F0000000000000000,0A00000100002A9F0000000000001234")
         );
         assert_eq!(command.ext("MSG_REGION"), Some("R"));
+    }
+
+    #[test]
+    fn a_replicated_answer_waits_for_slaves_and_with_sync_flush_for_the_disk_as_well() {
+        let (table, a) = (table(), connection());
+        for (opaque, level) in [(1, Level::Replicated), (2, Level::FlushedReplicated)] {
+            assert!(table.wait(level, &a, answer(opaque, 200), || 0).is_none());
+        }
+        table.release(&marks(300, 0), 199);
+        assert_eq!(sent(&a), []);
+        table.release_replicated(&marks(300, 100), 200);
+        assert_eq!(sent(&a), [(1, response_code::SUCCESS)]);
+        table.release(&marks(300, 200), 200);
+        assert_eq!(sent(&a), [(2, response_code::SUCCESS)]);
+
+        for (opaque, end) in [(3, 200), (4, 300)] {
+            let answer = answer(opaque, end);
+            assert!(table.wait(Level::Replicated, &a, answer, || 0).is_none());
+        }
+        table.expire_replicated(Instant::now() - Duration::from_secs(1), 200);
+        assert_eq!(sent(&a), []);
+        table.expire_replicated(Instant::now(), 200);
+        assert_eq!(sent(&a), [(4, response_code::FLUSH_SLAVE_TIMEOUT)]);
+        table.give_up_replicated();
+        assert_eq!(sent(&a), [(3, response_code::FLUSH_SLAVE_TIMEOUT)]);
+        assert_eq!((table.waiting(), table.bytes_in_flight()), (0, 0));
     }
 }

@@ -292,8 +292,7 @@ impl Broker {
             status,
         )?;
         broker.clone().listen_to_store();
-        let thread = ha::start(&broker, replication).map_err(StartError::Thread)?;
-        broker.threads.lock().extend(thread);
+        ha::start(&broker, replication).map_err(StartError::Thread)?;
         broker.schedule.start().map_err(StartError::Thread)?;
         broker.serve(listener, false);
         if let Some(fast) = fast {
@@ -721,7 +720,8 @@ impl Broker {
                 }
                 if let Some(before) = now.checked_sub(HELD_AT_MOST) {
                     let confirm = broker.store.watermarks().confirm;
-                    broker.acks.release_held(confirm, before);
+                    let replicated = broker.ha.replicated();
+                    broker.acks.release_held(confirm, replicated, before);
                 }
                 let every = Duration::from_millis(
                     u64::try_from(config.flush_consumer_offset_interval).unwrap_or(0),

@@ -48,10 +48,13 @@ pub(super) async fn compare(
     let mut window = WINDOW;
     loop {
         let from = high.saturating_sub(window).max(low);
-        if !is_zero(store, from, high).await? || from == low || window >= MAX_RANGE_BYTES {
+        if !is_zero(store, from, high).await? {
             if same(store, other, &[(from, high)]).await?[0] {
                 return Ok(Comparison::Same);
             }
+            break;
+        }
+        if from == low || window >= MAX_RANGE_BYTES {
             break;
         }
         window *= 2;
@@ -77,10 +80,10 @@ pub(super) async fn compare(
         },
         None => from,
     };
-    Ok(if until > low {
-        Comparison::Until(until)
-    } else {
-        Comparison::Nothing
+    Ok(match until {
+        until if until >= high => Comparison::Same,
+        until if until > low => Comparison::Until(until),
+        _ => Comparison::Nothing,
     })
 }
 

@@ -60,6 +60,7 @@ pub struct Ha {
     /// Why the master does not serve yet.
     unsettled: Mutex<Option<String>>,
     stop: CancellationToken,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Ha {
@@ -146,9 +147,12 @@ impl Ha {
         }
     }
 
-    /// Ends the thread.
+    /// Ends the thread and waits for it: from then on nothing of a master's log comes into the store. Blocks.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
     }
 
     /// Why this broker is not ready as far as replication goes.
@@ -283,12 +287,9 @@ struct Node {
 }
 
 /// Starts the thread of replication; it ends with [`Ha::stop`].
-pub(crate) fn start(
-    broker: &Arc<Broker>,
-    listener: Listener,
-) -> io::Result<Option<std::thread::JoinHandle<()>>> {
+pub(crate) fn start(broker: &Arc<Broker>, listener: Listener) -> io::Result<()> {
     let Some(listener) = listener.listener else {
-        return Ok(None);
+        return Ok(());
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -317,12 +318,13 @@ pub(crate) fn start(
             () = parts => {}
         }
     };
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("replication".to_owned())
         .spawn(move || {
             runtime.block_on(run);
             // A read of a slow disk may still be under way; nobody waits for it.
             runtime.shutdown_background();
-        })
-        .map(Some)
+        })?;
+    *broker.ha.thread.lock() = Some(thread);
+    Ok(())
 }

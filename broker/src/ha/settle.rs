@@ -17,8 +17,8 @@ use crate::role::{Role, RoleNow};
 
 /// Pause between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(300);
-/// An asynchronous master promised no copies: it waits no longer than this for anybody.
-const ASYNC_PATIENCE: Duration = Duration::from_secs(3);
+/// A master that lost nothing, or promised no copies, waits no longer than this for anybody.
+const SHORT_PATIENCE: Duration = Duration::from_secs(3);
 /// Asking a name server for the group's members.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -28,11 +28,12 @@ pub(super) fn is_needed(config: &BrokerConfig, store: &Store, role: &RoleNow) ->
     role.role == Role::Master
         && !config.enable_dleger_commit_log
         && !config.namesrv_addr.is_empty()
-        && (role.sync || may_have_lost(store) || is_empty(store))
+        && (role.sync || may_have_lost(store))
 }
 
+/// Whether what was acknowledged may be missing here. An empty store may be a volume that was lost.
 fn may_have_lost(store: &Store) -> bool {
-    store.last_stop() == LastStop::PowerLost && !is_empty(store)
+    store.last_stop() == LastStop::PowerLost || is_empty(store)
 }
 
 fn is_empty(store: &Store) -> bool {
@@ -52,16 +53,16 @@ struct Round {
     furthest: Option<(String, PeerInfo)>,
 }
 
-/// Whether the master may serve after this round.
-fn is_settled(round: &Round, lost: bool, sync: bool) -> bool {
+/// Whether the master may serve after this round. `lost`: what it acknowledged may be missing; `empty`: it holds nothing.
+fn is_settled(round: &Round, lost: bool, empty: bool, sync: bool) -> bool {
     if round.answered > 0 {
         return true;
     }
     match (round.told, round.slaves) {
-        // Nobody knows of a slave. One that lost power may be early: its slaves lost it too.
-        (true, 0) => !(sync && lost),
+        // Nobody knows of a slave: a new group, or one whose slaves lost power too and are not up again.
+        (true, 0) => empty || !(sync && lost),
         // A slave that does not answer may have what is missing here.
-        (true, _) => !sync && !lost,
+        (true, _) => !lost,
         (false, _) => false,
     }
 }
@@ -74,12 +75,12 @@ pub(super) async fn run(node: &Node) {
     if broker.role.now().role != Role::Undecided || !is_needed(config, &broker.store, &role) {
         return;
     }
-    let lost = may_have_lost(&broker.store);
-    let patience = match role.sync {
+    let (lost, empty) = (may_have_lost(&broker.store), is_empty(&broker.store));
+    let patience = match role.sync && lost {
         true => {
             Duration::from_millis(u64::try_from(config.master_catch_up_timeout_ms).unwrap_or(0))
         }
-        false => ASYNC_PATIENCE,
+        false => SHORT_PATIENCE,
     };
     let begun = Instant::now();
     let mut said = false;
@@ -90,7 +91,7 @@ pub(super) async fn run(node: &Node) {
             (true, 0) => "no slave is registered".to_owned(),
             (true, n) => format!("none of {n} slaves answers"),
         };
-        let mut settled = is_settled(&round, lost, role.sync);
+        let mut settled = is_settled(&round, lost, empty, role.sync);
         if let Some((address, info)) = &round.furthest
             && info.confirmed > broker.store.written()
         {
@@ -240,22 +241,20 @@ mod tests {
             answered,
             furthest: None,
         };
-        for (round, lost, sync, settled) in [
-            (round(true, 0, 0), false, true, true),
-            (round(true, 0, 0), true, true, false),
-            (round(true, 0, 0), true, false, true),
-            (round(true, 1, 0), false, true, false),
-            (round(true, 1, 0), true, true, false),
-            (round(true, 1, 0), true, false, false),
-            (round(true, 1, 0), false, false, true),
-            (round(true, 2, 1), true, true, true),
-            (round(false, 0, 0), false, true, false),
+        for (round, lost, empty, sync, settled) in [
+            (round(true, 0, 0), false, false, true, true),
+            (round(true, 0, 0), true, false, true, false),
+            (round(true, 0, 0), true, true, true, true),
+            (round(true, 0, 0), true, false, false, true),
+            (round(true, 1, 0), false, false, true, true),
+            (round(true, 1, 0), true, false, true, false),
+            (round(true, 1, 0), true, true, true, false),
+            (round(true, 1, 0), true, false, false, false),
+            (round(true, 2, 1), true, false, true, true),
+            (round(false, 0, 0), false, false, true, false),
         ] {
-            assert_eq!(
-                is_settled(&round, lost, sync),
-                settled,
-                "{round:?} {lost} {sync}"
-            );
+            let found = is_settled(&round, lost, empty, sync);
+            assert_eq!(found, settled, "{round:?} {lost} {empty} {sync}");
         }
     }
 }

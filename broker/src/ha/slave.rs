@@ -16,11 +16,10 @@ use super::protocol::{ChunkReader, Piece, Start};
 use super::{Node, TICK};
 use crate::role::{Role, RoleNow};
 
-/// A master that cannot be reached is tried again after this, twice as long each time, up to upstream's 5 s.
+/// A master that cannot be reached is tried again after this, twice as long each time. Upstream waits 5 s; but until its
+/// slave is back, a synchronous master answers SLAVE_NOT_AVAILABLE.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
-/// A stream that lasted this long counts as a success: the next attempt comes soon.
-const STEADY: Duration = Duration::from_secs(5);
+const LAST_RETRY: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// With a replication address only, the main address is waited for this long: without it one of ours cannot be told.
 const MAIN_ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
@@ -78,6 +77,7 @@ pub(super) async fn run(node: &Node) {
             let _ = timeout(MAIN_ADDRESS_PATIENCE, role.changed()).await;
             continue;
         }
+        let had = broker.store.appended();
         let begun = Instant::now();
         let ended = {
             let mut follow = pin!(follow(node, &target));
@@ -106,13 +106,16 @@ pub(super) async fn run(node: &Node) {
             Ok(()) => "the master closed the connection".to_owned(),
             Err(reason) => reason,
         };
-        tracing::warn!(
-            master = target.replication.as_deref().or(target.main.as_deref()),
-            reason,
-            "not following the master"
-        );
+        if broker.ha.link.now().problem.as_ref() != Some(&reason) {
+            tracing::warn!(
+                master = target.replication.as_deref().or(target.main.as_deref()),
+                reason,
+                "not following the master"
+            );
+        }
         broker.ha.link.down(reason);
-        if begun.elapsed() >= STEADY {
+        // A connection that served, or just stood, says that the master is there: the next attempt comes soon.
+        if broker.store.appended() > had || begun.elapsed() > LAST_RETRY {
             retry = FIRST_RETRY;
         }
         let _ = timeout(retry, role.changed()).await;
