@@ -87,6 +87,8 @@ pub struct PeerMessage {
     pub to: u64,
     /// In which of its lives the sender says it.
     pub session: u64,
+    /// The recipient's life, as far as the sender knows; 0 when it never heard of it.
+    pub to_session: u64,
     /// The sender's term, or the one it would campaign for.
     pub term: u64,
     /// Term of the entry at `index`.
@@ -125,6 +127,7 @@ impl PeerMessage {
             from,
             to,
             session: 0,
+            to_session: 0,
             term: 0,
             log_term: 0,
             index: 0,
@@ -147,7 +150,7 @@ impl PeerMessage {
         self.entries.iter().map(|e| u64::from(e.len)).sum()
     }
 
-    /// `version type flags from to session term log_term index commit commit_term reject_hint priority
+    /// `version type flags from to session to_session term log_term index commit commit_term reject_hint priority
     /// context(1 + n) [base(24) conf] count(4) (term(8) position(8) len(4) kind(1))*`, big-endian.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let flags = u8::from(self.reject)
@@ -160,6 +163,7 @@ impl PeerMessage {
             self.from,
             self.to,
             self.session,
+            self.to_session,
             self.term,
             self.log_term,
             self.index,
@@ -205,6 +209,7 @@ impl PeerMessage {
         }
         let mut m = Self::new(kind, r.u64()?, r.u64()?);
         m.session = r.u64()?;
+        m.to_session = r.u64()?;
         m.term = r.u64()?;
         m.log_term = r.u64()?;
         m.index = r.u64()?;

@@ -13,3 +13,5 @@ pub mod core;
 pub mod entry;
 pub mod gate;
 pub mod message;
+
+mod storage;

@@ -1,5 +1,7 @@
 //! The log as the library wants to see it: owned entries that weigh what their frames weigh.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, EntryType};
 use raft::{Error, GetEntriesContext, RaftState, StorageError};
@@ -40,6 +42,36 @@ pub(super) fn to_conf_state(conf: &Conf) -> ConfState {
 pub(super) struct Storage<L> {
     pub(super) log: L,
     pub(super) hard: HardState,
+    /// Changes of the membership that are in the log and not applied.
+    pub(super) changes: BTreeSet<u64>,
+}
+
+impl<L: EntryLog> Storage<L> {
+    /// Over a log whose entries up to `hard.commit` are applied.
+    pub(super) fn new(log: L, hard: HardState) -> Self {
+        let changes = (hard.commit + 1..=log.last_index())
+            .filter(|&i| log.entry(i).is_some_and(|d| d.kind == Kind::Change))
+            .collect();
+        Self { log, hard, changes }
+    }
+
+    /// An entry that is not sent, of which only index, term and type are asked: known without the sidecar.
+    fn outline(&self, index: u64) -> Option<Entry> {
+        self.log.entry(index).as_ref().map(to_entry).or_else(|| {
+            let kind = match self.changes.contains(&index) {
+                true => Kind::Change,
+                false => Kind::Records,
+            };
+            let (term, position, len) = (self.log.term(index)?, 0, 0);
+            Some(to_entry(&Descriptor {
+                index,
+                term,
+                position,
+                len,
+                kind,
+            }))
+        })
+    }
 }
 
 impl<L: EntryLog> raft::Storage for Storage<L> {
@@ -65,21 +97,23 @@ impl<L: EntryLog> raft::Storage for Storage<L> {
         if low <= self.log.base().index {
             return Err(Error::Store(StorageError::Compacted));
         }
-        // Only what is read to be sent is bounded: the library reads its unapplied entries without a limit, and stops
-        // where an answer is short.
-        let sending = context.can_async();
+        let unavailable = Error::Store(StorageError::LogTemporarilyUnavailable);
+        if !context.can_async() {
+            // What the library applies or looks through, without a bound of its own.
+            return (low..high)
+                .map(|index| self.outline(index))
+                .collect::<Option<_>>()
+                .ok_or(unavailable);
+        }
         let mut entries = Vec::with_capacity((high - low).min(1024) as usize);
         let mut bytes = 0;
         for index in low..high {
+            // Where the sidecar cannot be read, what is to be sent can wait.
             let Some(entry) = self.log.entry(index) else {
-                // The sidecar could not be read; what is to be sent can wait, and what is committed is asked for again.
-                return Err(Error::Store(StorageError::LogTemporarilyUnavailable));
+                return Err(unavailable);
             };
             bytes += u64::from(entry.len);
-            if sending
-                && !entries.is_empty()
-                && (bytes > APPEND_BYTES || entries.len() == MAX_ENTRIES)
-            {
+            if !entries.is_empty() && (bytes > APPEND_BYTES || entries.len() == MAX_ENTRIES) {
                 break;
             }
             entries.push(to_entry(&entry));
