@@ -186,13 +186,13 @@ fn the_scanners_read_the_recorded_values() {
                 let long = matches!(frame.code, code::SEND_MESSAGE | code::SEND_REPLY_MESSAGE);
                 let name = |long_name, letter| if long { long_name } else { letter };
                 assert_eq!(
-                    Some(&*read.producer_group),
+                    Some(&*read.producer_group.to_cow()),
                     field(name("producerGroup", "a")),
                     "{place}"
                 );
                 assert_eq!(Some(&*read.topic), field(name("topic", "b")), "{place}");
                 assert_eq!(
-                    Some(&*read.default_topic),
+                    Some(&*read.default_topic.to_cow()),
                     field(name("defaultTopic", "c")),
                     "{place}"
                 );

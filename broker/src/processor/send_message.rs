@@ -59,9 +59,8 @@ struct Seen {
     owned_by_broker: bool,
 }
 
-fn look(properties: &str) -> Seen {
+fn look(bytes: &[u8]) -> Seen {
     let mut seen = Seen::default();
-    let bytes = properties.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
         let end = memchr(PROPERTY_SEPARATOR, &bytes[at..]).map_or(bytes.len(), |n| at + n);
@@ -73,7 +72,10 @@ fn look(properties: &str) -> Seen {
                 b"KEYS" => seen.keys = place,
                 b"UNIQ_KEY" => seen.unique_key = place,
                 b"WAIT" => seen.no_wait = value == b"false",
-                b"DELAY" => seen.delay = properties[place].trim().parse().unwrap_or(0),
+                b"DELAY" => {
+                    let level = std::str::from_utf8(value).unwrap_or_default();
+                    seen.delay = level.trim().parse().unwrap_or(0);
+                }
                 b"TRAN_MSG" => seen.transaction = value == b"true",
                 b"TIMER_DELIVER_MS" | b"TIMER_DELAY_SEC" | b"TIMER_DELAY_MS" => seen.timer = true,
                 b"MSG_REGION" | b"TRACE_ON" | b"CLUSTER" | b"POP_CK" => seen.owned_by_broker = true,
@@ -136,7 +138,7 @@ pub(crate) fn append_inner(
     broker: &Broker,
     message: &InnerMessage<'_>,
 ) -> Result<Appended, PutError> {
-    let seen = look(message.properties);
+    let seen = look(message.properties.as_bytes());
     let mut properties = message.properties.as_bytes().to_vec();
     let level = message.delay_level.min(broker.max_delay_level());
     let scheduled;
@@ -336,7 +338,7 @@ impl Call<'_> {
         properties.clear();
         header.properties.append_to(properties);
         close_properties(properties);
-        let mut seen = look(plain_text(properties)?);
+        let mut seen = look(properties);
 
         let dead_letters;
         let (topic, queue_id, dead) = match self.dead_letter(header)? {
@@ -376,7 +378,7 @@ impl Call<'_> {
                 set_property(properties, "REAL_TOPIC", topic.name().as_bytes());
                 set_property(properties, "REAL_QID", queue_id.to_string().as_bytes());
             }
-            seen = look(plain_text(properties)?);
+            seen = look(properties);
         }
         if seen.unique_key.is_empty() {
             push_property(
@@ -384,14 +386,15 @@ impl Call<'_> {
                 "UNIQ_KEY",
                 self.broker.next_unique_key().as_bytes(),
             );
-            seen = look(plain_text(properties)?);
+            seen = look(properties);
         }
         properties.extend_from_slice(self.broker.added_properties());
         if properties.len() > MAX_PROPERTIES_BYTES {
             return Err(self.illegal());
         }
 
-        let text = plain_text(properties)?;
+        // Text as a whole, so each part between two separators is.
+        let part = |place: Range<usize>| plain_text(&properties[place]);
         let scheduled;
         let (stored_under, stored_queue, tags_code) = if delay_level > 0 {
             scheduled = schedule_topic(self.broker).map_err(|e| self.put_refusal(&e))?;
@@ -401,7 +404,7 @@ impl Call<'_> {
                 TagsCode::DelayMs(self.broker.delay_ms(delay_level)),
             )
         } else {
-            (topic, queue_id, TagsCode::Hash(tags_code(&text[seen.tags])))
+            (topic, queue_id, TagsCode::Hash(tags_code(part(seen.tags)?)))
         };
         let message = PutMessage {
             queue: queue_of(self.broker, stored_under, stored_queue)
@@ -416,8 +419,8 @@ impl Call<'_> {
             body: self.request.body,
             properties,
             tags_code,
-            unique_key: &text[seen.unique_key],
-            keys: &text[seen.keys],
+            unique_key: part(seen.unique_key)?,
+            keys: part(seen.keys)?,
         };
         let appended = self.append(&[message])?;
         self.appended(local, topic, queue_id, seen.no_wait, appended);
@@ -465,7 +468,7 @@ impl Call<'_> {
                 )));
             }
             let start = all.len();
-            let mut seen = look(plain_text(inner.properties)?);
+            let mut seen = look(plain_text(inner.properties)?.as_bytes());
             if seen.transaction {
                 return Err(self.refuse_transaction());
             }
@@ -482,7 +485,7 @@ impl Call<'_> {
                         self.broker.next_unique_key().as_bytes(),
                     );
                 }
-                seen = look(plain_text(&own)?);
+                seen = look(&own);
                 all.extend_from_slice(&own);
             } else {
                 all.extend_from_slice(inner.properties);
@@ -632,7 +635,7 @@ impl Call<'_> {
         }
         let request = CreateInSend {
             topic: name,
-            default_topic: &header.default_topic,
+            default_topic: &header.default_topic.to_cow(),
             default_queue_nums: header.default_topic_queue_nums,
             unit_mode: header.unit_mode,
         };

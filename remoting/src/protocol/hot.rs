@@ -93,8 +93,14 @@ impl<'a> RawText<'a> {
 /// Resolves JSON escapes. An escape that means nothing stands for the escaped byte itself, half a
 /// surrogate pair for U+FFFD.
 fn unescape(mut bytes: &[u8], out: &mut Vec<u8>) {
-    while let Some(at) = memchr::memchr(b'\\', bytes) {
+    while let Some(at) = stop(bytes, 0) {
         out.extend_from_slice(&bytes[..at]);
+        if bytes[at] == b'"' {
+            // Text that stood between other quotes.
+            out.push(b'"');
+            bytes = &bytes[at + 1..];
+            continue;
+        }
         let Some(&kind) = bytes.get(at + 1) else {
             return;
         };
@@ -106,6 +112,12 @@ fn unescape(mut bytes: &[u8], out: &mut Vec<u8>) {
             b'r' => out.push(b'\r'),
             b't' => out.push(b'\t'),
             b'u' => {
+                // The separators of properties, all over every send.
+                if let Some(&[b'0', b'0', b'0', digit @ b'0'..=b'9']) = bytes.first_chunk() {
+                    out.push(digit - b'0');
+                    bytes = &bytes[4..];
+                    continue;
+                }
                 let unit = hex4(bytes);
                 bytes = bytes.get(4..).unwrap_or_default();
                 let mut scalar = unit;
@@ -148,28 +160,38 @@ fn hex4(bytes: &[u8]) -> u32 {
 /// Fields of a JSON header whose places are remembered, so that it is scanned once. A send has 14.
 const INDEXED: usize = 16;
 
-/// Where a text stands in the header, and whether it holds escapes. A header is shorter than 2^24.
+/// Headers up to this length have their fields' places remembered.
+const INDEXED_HEADER: usize = i16::MAX as usize;
+
+/// Where a text stands in the header, and whether it holds escapes. Small, because a view is moved several times; right
+/// only in headers of at most [`INDEXED_HEADER`] bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
-    start: u32,
-    len: u32,
-    escaped: bool,
+    start: u16,
+    /// The highest bit says that the text holds escapes.
+    len: u16,
 }
 
 impl Span {
-    fn of(text: RawText<'_>, end: usize) -> Self {
+    const ESCAPED: u16 = 1 << 15;
+
+    #[inline]
+    fn new(start: usize, end: usize, escaped: bool) -> Self {
         Self {
-            start: (end - text.bytes.len()) as u32,
-            len: text.bytes.len() as u32,
-            escaped: text.escaped,
+            start: start as u16,
+            len: (end - start) as u16 & !Self::ESCAPED | if escaped { Self::ESCAPED } else { 0 },
         }
+    }
+
+    fn of(text: RawText<'_>, end: usize) -> Self {
+        Self::new(end - text.bytes.len(), end, text.escaped)
     }
 
     #[inline]
     fn text<'a>(&self, header: &'a [u8]) -> Option<RawText<'a>> {
-        let start = self.start as usize;
-        let bytes = header.get(start..start + self.len as usize)?;
-        Some(RawText::new(bytes, self.escaped))
+        let start = usize::from(self.start);
+        let bytes = header.get(start..start + usize::from(self.len & !Self::ESCAPED))?;
+        Some(RawText::new(bytes, self.len & Self::ESCAPED != 0))
     }
 }
 
@@ -358,7 +380,7 @@ pub struct ExtIter<'v, 'a> {
 impl<'a> Iterator for ExtIter<'_, 'a> {
     type Item = (RawText<'a>, RawText<'a>);
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         match *self.area {
             ExtArea::Indexed {
@@ -539,12 +561,10 @@ impl<'a> Scan<'a> {
             end = stop(input, end + 2)?;
         }
         self.at = end + 1;
-        let span = |start: usize, end: usize, escaped| Span {
-            start: start as u32,
-            len: (end - start) as u32,
-            escaped,
-        };
-        Some([span(key, key_end, false), span(value, end, escaped)])
+        Some([
+            Span::new(key, key_end, false),
+            Span::new(value, end, escaped),
+        ])
     }
 
     #[inline]
@@ -677,7 +697,7 @@ impl<'a> Scan<'a> {
                 }
             }
         }
-        if used <= INDEXED && u32::try_from(self.input.len()).is_ok() {
+        if used <= INDEXED && self.input.len() <= INDEXED_HEADER {
             return Ok(ExtArea::Indexed {
                 header: self.input,
                 used,
@@ -700,9 +720,9 @@ fn int_field<T: TryFrom<i64>>(name: &'static str, value: RawText<'_>) -> Result<
 /// Header of a send: 310, 320 and 325 name their fields by letters, 10 and 324 in full.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SendHeader<'a> {
-    pub producer_group: Cow<'a, str>,
+    pub producer_group: RawText<'a>,
     pub topic: Cow<'a, str>,
-    pub default_topic: Cow<'a, str>,
+    pub default_topic: RawText<'a>,
     pub default_topic_queue_nums: i32,
     pub queue_id: i32,
     pub sys_flag: i32,
@@ -727,9 +747,9 @@ impl<'a> SendHeader<'a> {
                 | request_code::SEND_REPLY_MESSAGE_V2
         );
         let mut header = SendHeader {
-            producer_group: Cow::Borrowed(""),
+            producer_group: RawText::default(),
             topic: Cow::Borrowed(""),
-            default_topic: Cow::Borrowed(""),
+            default_topic: RawText::default(),
             default_topic_queue_nums: 0,
             queue_id: 0,
             sys_flag: 0,
@@ -766,9 +786,9 @@ impl<'a> SendHeader<'a> {
                 },
             };
             match letter {
-                b'a' => header.producer_group = value.to_cow(),
+                b'a' => header.producer_group = value,
                 b'b' => topic = Some(value.to_cow()),
-                b'c' => header.default_topic = value.to_cow(),
+                b'c' => header.default_topic = value,
                 b'd' => {
                     header.default_topic_queue_nums = int_field("defaultTopicQueueNums", value)?
                 }

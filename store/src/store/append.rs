@@ -50,7 +50,7 @@ impl Store {
     pub(super) fn encode<'a>(
         &self,
         messages: &[PutMessage<'a>],
-    ) -> Result<SmallVec<[Encoded<'a>; 4]>, PutError> {
+    ) -> Result<SmallVec<[Encoded<'a>; 1]>, PutError> {
         self.writable()?;
         let limit = self.config.max_message_size + record::RECORD_OVERHEAD;
         let mut encoded = SmallVec::with_capacity(messages.len());
@@ -117,7 +117,7 @@ impl Store {
         &self,
         prefix_len: usize,
         messages: &[PutMessage<'_>],
-        mut encoded: SmallVec<[Encoded<'_>; 4]>,
+        mut encoded: SmallVec<[Encoded<'_>; 1]>,
         fill: impl FnOnce(&mut [u8], u64),
     ) -> Result<Appended, PutError> {
         let total: u64 = prefix_len as u64 + encoded.iter().map(|e| e.size as u64).sum::<u64>();

@@ -125,9 +125,9 @@ proptest! {
             let (kind, header, _) = crate::protocol::command::split_frame(&frame[4..]).unwrap();
             let view = HeaderView::parse(kind, header).unwrap();
             let read = SendHeader::parse(&view).unwrap();
-            prop_assert_eq!(&*read.producer_group, group.as_str());
+            prop_assert_eq!(&*read.producer_group.to_cow(), group.as_str());
             prop_assert_eq!(&*read.topic, topic.as_str());
-            prop_assert_eq!(&*read.default_topic, "TBW102");
+            prop_assert_eq!(&*read.default_topic.to_cow(), "TBW102");
             prop_assert_eq!(
                 (read.default_topic_queue_nums, read.queue_id, read.sys_flag, read.born_timestamp, read.flag, read.reconsume_times),
                 numbers
