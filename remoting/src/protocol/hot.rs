@@ -196,10 +196,6 @@ impl Span {
 }
 
 #[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one, and a box would be an allocation a message"
-)]
 enum ExtArea<'a> {
     /// The whole header, and the fields in it.
     Indexed {
