@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::broker::Broker;
-use crate::role::Role;
+use crate::role::{MasterAddress, Role};
 use crate::topic::perm;
 
 /// Upstream clamps `registerNameServerPeriod` to this.
@@ -228,12 +228,18 @@ impl Server {
     }
 }
 
-/// What became of a registration at one name server: the connection it went over and the order topics, if it told them.
-type Outcome = (
-    SocketAddr,
-    u64,
-    Result<(Arc<Connection>, Option<KVTable>), String>,
-);
+/// What became of a registration at one name server.
+type Outcome = (SocketAddr, u64, Result<Told, String>);
+
+/// What a name server told by its answer.
+struct Told {
+    /// The connection that the registration went over.
+    connection: Arc<Connection>,
+    /// The order topics, if it told them.
+    ordered: Option<KVTable>,
+    /// To a slave: where its master is, if it is registered.
+    master: MasterAddress,
+}
 
 struct Worker {
     broker: Weak<Broker>,
@@ -420,7 +426,11 @@ impl Worker {
         let now = Instant::now();
         server.in_flight = false;
         match result {
-            Ok((connection, ordered)) => {
+            Ok(Told {
+                connection,
+                ordered,
+                master,
+            }) => {
                 if !server.is_registered() {
                     tracing::info!(%address, "registered");
                 }
@@ -435,6 +445,12 @@ impl Worker {
                 if let Some(ordered) = ordered {
                     broker.topics.update_order_topics(&ordered.table);
                 }
+                broker.role.update(|now| {
+                    // A master that is not registered at the moment is still where it was.
+                    if now.role == Role::Slave && master.address.is_some() {
+                        now.master = master;
+                    }
+                });
                 self.state.ever.store(true, Ordering::Release);
             }
             Err(error) => {
@@ -590,7 +606,7 @@ impl Registration {
         address: &str,
         timeout: Duration,
         ask_first: bool,
-    ) -> Result<(Arc<Connection>, Option<KVTable>), String> {
+    ) -> Result<Told, String> {
         let connection = client
             .connection(address)
             .await
@@ -598,7 +614,11 @@ impl Registration {
         if ask_first {
             let answer = call(client, address, self.question, timeout).await?;
             if answer.ext("changed") == Some("false") {
-                return Ok((connection, None));
+                return Ok(Told {
+                    connection,
+                    ordered: None,
+                    master: MasterAddress::default(),
+                });
             }
         }
         let answer = call(client, address, self.command, timeout).await?;
@@ -609,7 +629,18 @@ impl Registration {
                     .map_err(|e| format!("answer to a registration: {e}"))?,
             ),
         };
-        Ok((connection, ordered))
+        let text = |name: &str| {
+            let value = answer.ext(name).filter(|value| !value.is_empty());
+            value.map(str::to_owned)
+        };
+        Ok(Told {
+            connection,
+            ordered,
+            master: MasterAddress {
+                address: text("masterAddr"),
+                ha_address: text("haServerAddr"),
+            },
+        })
     }
 }
 

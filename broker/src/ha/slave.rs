@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use remoting::admin::Admin;
 use store::{PutError, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -25,6 +26,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const MAIN_ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a slave asks for the end of its master's log, to know how far behind it is.
 const ASK_END_EVERY: Duration = Duration::from_secs(1);
+/// How often a slave that knows no master looks for one.
+const FIND_EVERY: Duration = Duration::from_secs(1);
+/// Id of a group's master.
+const MASTER_ID: i64 = 0;
 /// Bytes read from the socket at once.
 const READ: usize = 256 << 10;
 /// A write or a flush that takes longer holds up the connect.
@@ -66,8 +71,10 @@ pub(super) async fn run(node: &Node) {
                 .ha
                 .link
                 .down("no name server told where the master is".to_owned());
-            if role.changed().await.is_err() {
-                return;
+            match timeout(FIND_EVERY, role.changed()).await {
+                Ok(Err(_)) => return,
+                Ok(Ok(())) => {}
+                Err(_) => find_master(node).await,
             }
             continue;
         };
@@ -118,7 +125,9 @@ pub(super) async fn run(node: &Node) {
         if broker.store.appended() > had || begun.elapsed() > LAST_RETRY {
             retry = FIRST_RETRY;
         }
-        let _ = timeout(retry, role.changed()).await;
+        if timeout(retry, role.changed()).await.is_err() && retry == LAST_RETRY {
+            find_master(node).await;
+        }
         retry = (retry * 2).min(LAST_RETRY);
     }
 }
@@ -129,7 +138,11 @@ async fn follow(node: &Node, target: &Target) -> Result<(), String> {
     quiet(node).await?;
     let mut address = target.replication.clone();
     let mut native = false;
-    if let Some(main) = &target.main {
+    let main = match &target.main {
+        Some(main) => Some(main.clone()),
+        None => guess_main(node, target).await,
+    };
+    if let Some(main) = &main {
         match peer::ask_info(&node.client, main).await? {
             Some(info) => {
                 native = true;
@@ -171,11 +184,20 @@ async fn follow(node: &Node, target: &Target) -> Result<(), String> {
         from = store.appended(),
         "following the master"
     );
-    let watch = watch_end(node, target.main.as_deref(), native);
+    let watch = watch_end(node, main.as_deref(), native);
     tokio::select! {
         ended = copy(node, &mut stream, start, None) => ended,
         () = watch => Ok(()),
     }
+}
+
+/// Without a name server only the replication address is known. Its port is one above the main port, unless somebody chose
+/// otherwise; so one of ours answers there.
+async fn guess_main(node: &Node, target: &Target) -> Option<String> {
+    let (host, port) = target.replication.as_ref()?.rsplit_once(':')?;
+    let main = format!("{host}:{}", port.parse::<u16>().ok()?.checked_sub(1)?);
+    let info = peer::ask_info(&node.client, &main).await.ok()??;
+    check_identity(node, &main, &info).ok().map(|()| main)
 }
 
 fn sizes_differ(address: &str, theirs: u64, ours: u64) -> String {
@@ -241,6 +263,25 @@ async fn quiet(node: &Node) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A slave learns from its registrations where its master is, but these are far apart: while it follows nobody it looks
+/// for a master that came or moved, and registers again when there is one.
+async fn find_master(node: &Node) {
+    let broker = &node.broker;
+    let config = &broker.settings.raw;
+    if config.namesrv_addr.is_empty() || broker.role.now().role != Role::Slave {
+        return;
+    }
+    let admin = Admin::new(node.client.clone(), config.namesrv_addr.clone());
+    let Ok(cluster) = admin.cluster_info().await else {
+        return;
+    };
+    let group = cluster.broker_addr_table.get(&config.broker_name);
+    let found = group.and_then(|group| group.broker_addrs.get(&MASTER_ID));
+    if found.is_some() && found != broker.role.now().master.address.as_ref() {
+        broker.registrar.register_all();
+    }
 }
 
 /// Makes the own log a begin of the master's: cuts off what the master does not have, or begins anew.

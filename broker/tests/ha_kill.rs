@@ -1,0 +1,266 @@
+//! `kill -9` of a synchronous master, of its slave, and of both, under load: nothing acknowledged with code 0 is missing
+//! afterwards, neither on the master nor on the slave.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test fails
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use namesrv::{NameServer, NamesrvConfig};
+use remoting::admin::Admin;
+use remoting::client::RemotingClient;
+use remoting::protocol::header::SendMessageRequestHeader;
+use remoting::protocol::{RemotingCommand, request_code, response_code};
+
+const SENDERS: u64 = 8;
+/// Acknowledgements before each kill.
+const ACKNOWLEDGED_BEFORE_KILL: u64 = 300;
+const CALL_LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(30);
+const QUEUES: i32 = 4;
+const TOPIC: &str = "KillTest";
+
+struct Node {
+    conf: PathBuf,
+    address: String,
+    process: Option<Child>,
+}
+
+impl Node {
+    fn new(dir: &Path, name: &str, names: &NameServer, more: &str) -> Self {
+        let port = free_port();
+        let conf = dir.join(format!("{name}.conf"));
+        fs::write(
+            &conf,
+            format!(
+                "brokerName=kill\nbrokerClusterName=kill\nnamesrvAddr={}\nbrokerIP1=127.0.0.1\nbindAddress=127.0.0.1\nlistenPort={port}\nhttpPort=0\nstorePathRootDir={}\nmappedFileSizeCommitLog=262144\nhaSendHeartbeatInterval=200\nslaveTimeout=2000\n{more}",
+                names.address(),
+                dir.join(name).display(),
+            ),
+        )
+        .unwrap();
+        Self {
+            conf,
+            address: format!("127.0.0.1:{port}"),
+            process: None,
+        }
+    }
+
+    fn start(&mut self) {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_mqbroker"))
+            .arg("-c")
+            .arg(&self.conf)
+            .env_remove("NAMESRV_ADDR")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let up = lines
+            .by_ref()
+            .map(Result::unwrap)
+            .any(|l| l.contains("boot success"));
+        self.process = Some(process);
+        assert!(up, "the broker ended before it was up");
+        // Whatever else it prints must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+/// A test that fails leaves no broker behind.
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A port that is free, and whose neighbours (the fast port, the replication port) are too.
+fn free_port() -> u16 {
+    loop {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if port > 20_000 && free(port - 2) && free(port + 1) {
+            return port;
+        }
+    }
+}
+
+/// Where an acknowledged body was said to lie.
+type Acknowledged = BTreeMap<String, (i32, i64)>;
+
+#[derive(Default)]
+struct Seen {
+    replicated: Mutex<Acknowledged>,
+    count: AtomicU64,
+    stop: AtomicBool,
+}
+
+fn send(body: &str) -> RemotingCommand {
+    RemotingCommand::request(request_code::SEND_MESSAGE)
+        .with_header(&SendMessageRequestHeader {
+            producer_group: "kill".into(),
+            topic: TOPIC.into(),
+            default_topic: "TBW102".into(),
+            default_topic_queue_nums: QUEUES,
+            queue_id: -1,
+            ..SendMessageRequestHeader::default()
+        })
+        .with_body(body.as_bytes().to_vec())
+}
+
+/// Sends until told to stop, across the deaths of the broker.
+async fn send_on(address: String, sender: u64, seen: Arc<Seen>) {
+    let client = RemotingClient::default();
+    for n in 0.. {
+        if seen.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let body = format!("{sender}-{n} {}", "x".repeat(200));
+        let Ok(answer) = client.invoke(&address, send(&body), CALL_LIMIT).await else {
+            // Killed, or not up again yet: that message may or may not be there.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        };
+        if answer.code == response_code::SUCCESS {
+            let field = |name: &str| answer.ext_fields.get(name).unwrap().parse::<i64>().unwrap();
+            let place = (field("queueId") as i32, field("queueOffset"));
+            seen.replicated.lock().unwrap().insert(body, place);
+            seen.count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn read_all(address: &str) -> BTreeMap<(i32, i64), String> {
+    let admin = Admin::new(RemotingClient::default(), "");
+    let mut found = BTreeMap::new();
+    for queue in 0..QUEUES {
+        let (mut offset, max) = (0, admin.max_offset(address, TOPIC, queue).await.unwrap());
+        while offset < max {
+            let (messages, header) = admin.pull(address, TOPIC, queue, offset, 32).await.unwrap();
+            assert!(
+                header.next_begin_offset > offset,
+                "queue {queue} stands still at {offset}"
+            );
+            offset = header.next_begin_offset;
+            for m in messages {
+                let body = String::from_utf8(m.body).unwrap();
+                let before = found.insert((queue, m.queue_offset), body);
+                assert_eq!(before, None, "an offset twice");
+            }
+        }
+    }
+    found
+}
+
+async fn wait_for(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn check(who: &str, seen: &Acknowledged, found: &BTreeMap<(i32, i64), String>) {
+    let missing: Vec<_> = seen
+        .iter()
+        .filter(|(body, at)| found.get(at) != Some(body))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "{who}: {} of {} acknowledged are not where they were: {:?}",
+        missing.len(),
+        seen.len(),
+        &missing[..missing.len().min(3)]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_a_synchronous_master_acknowledged_is_lost_whoever_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = NameServer::start(NamesrvConfig {
+        bind_address: "127.0.0.1".to_owned(),
+        listen_port: 0,
+        http_port: 0,
+        kv_config_path: dir.path().join("kvConfig.json"),
+        ..NamesrvConfig::default()
+    })
+    .await
+    .unwrap();
+    let mut master = Node::new(
+        dir.path(),
+        "master",
+        &names,
+        "brokerRole=SYNC_MASTER\nslaveReadEnable=true\n",
+    );
+    let more = "brokerRole=SLAVE\nbrokerId=1\nslaveReadEnable=true\n";
+    let mut slave = Node::new(dir.path(), "slave", &names, more);
+    master.start();
+    slave.start();
+    let seen = Arc::new(Seen::default());
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|s| tokio::spawn(send_on(master.address.clone(), s, Arc::clone(&seen))))
+        .collect();
+    for round in 0..6 {
+        let enough = seen.count.load(Ordering::Relaxed) + ACKNOWLEDGED_BEFORE_KILL + round * 37;
+        wait_for("acknowledgements", async || {
+            seen.count.load(Ordering::Relaxed) >= enough
+        })
+        .await;
+        let (of_master, of_slave) = (round % 3 != 1, round % 3 != 0);
+        if of_master {
+            master.kill();
+        }
+        if of_slave {
+            slave.kill();
+        }
+        if of_slave {
+            slave.start();
+        }
+        if of_master {
+            master.start();
+        }
+    }
+    let enough = seen.count.load(Ordering::Relaxed) + ACKNOWLEDGED_BEFORE_KILL;
+    wait_for("acknowledgements after the last kill", async || {
+        seen.count.load(Ordering::Relaxed) >= enough
+    })
+    .await;
+    seen.stop.store(true, Ordering::Relaxed);
+    for sender in senders {
+        sender.await.unwrap();
+    }
+    let admin = Admin::new(RemotingClient::default(), "");
+    wait_for("the slave has everything", async || {
+        let status = admin.ha_status(&master.address).await.unwrap();
+        status.ha_connection_info.iter().any(|c| c.diff == 0)
+    })
+    .await;
+    // The messages are what this is about; the topic's settings come to a slave by another way.
+    let settings = admin.topic_config(&master.address, TOPIC).await.unwrap();
+    admin
+        .create_topic(&slave.address, &settings.unwrap())
+        .await
+        .unwrap();
+    let on_master = read_all(&master.address).await;
+    let on_slave = read_all(&slave.address).await;
+    let seen = seen.replicated.lock().unwrap().clone();
+    check("master", &seen, &on_master);
+    check("slave", &seen, &on_slave);
+    assert!(on_master == on_slave, "master and slave differ");
+    println!("{} acknowledged, {} found", seen.len(), on_master.len());
+    names.shutdown().await;
+}
