@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::WriteHalf;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::protocol::{HEADER_BYTES, ReportReader, Start, encode_header};
 use super::replicas::{Replica, SyncRule};
@@ -27,6 +27,8 @@ const WRITE_FROM_MEMORY: usize = 256 << 10;
 const WRITE_FROM_DISK: usize = 1 << 20;
 /// A burst from disk may go this far above the rate before it pauses.
 const BURST: Duration = Duration::from_millis(50);
+/// A master without slaves looks only this often whether it has become one with.
+const IDLE_TICK: Duration = Duration::from_secs(1);
 /// A listener that cannot accept (no descriptors) tries again after this.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -73,11 +75,10 @@ pub(super) async fn accept(node: &Node, listener: TcpListener) {
 
 /// Answers what waited too long for slaves, and judges them again as the log grows away from them.
 pub(super) async fn keep_time(broker: &Arc<Broker>) {
-    let mut tick = interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
-        tick.tick().await;
-        if broker.acks.waiting() == 0 && broker.ha.replicas.list().is_empty() {
+        let idle = broker.acks.waiting() == 0 && broker.ha.replicas.list().is_empty();
+        sleep(if idle { IDLE_TICK } else { TICK }).await;
+        if idle {
             continue;
         }
         reported(broker);
@@ -174,7 +175,6 @@ impl<'a> Slave<'a> {
             let (store, next) = (&self.broker.store, self.next);
             let moved = self.broker.ha.wake.moved_unless(|| store.written() > next);
             tokio::select! {
-                biased;
                 read = reader.read(&mut input) => match read {
                     Ok(0) => return Ok(()),
                     Ok(n) => self.heard(&input[..n])?,
@@ -237,7 +237,7 @@ impl<'a> Slave<'a> {
         let store = &self.broker.store;
         let role = self.broker.role.now().role;
         let serves = match start {
-            Start::Exactly(_) => role != Role::Undecided,
+            Start::Exactly(_) => role != Role::Undecided || self.broker.ha.is_settled(),
             Start::LastFile | Start::At(_) => role == Role::Master,
         };
         if !serves {

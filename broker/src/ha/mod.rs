@@ -24,7 +24,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -59,6 +59,8 @@ pub struct Ha {
     budget: Mutex<master::Budget>,
     /// Why the master does not serve yet.
     unsettled: Mutex<Option<String>>,
+    /// It has asked its slaves: they may follow it, though it is not registered yet.
+    settled: AtomicBool,
     stop: CancellationToken,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -168,6 +170,10 @@ impl Ha {
                 None => Ok(()),
             },
         }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
     }
 
     /// Why a master does not serve yet, while it asks its slaves for what it may have lost.

@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 use store::Store;
 
 use crate::broker::Broker;
-use crate::role::Role;
+use crate::role::{MasterAddress, Role};
 
 /// "Who are you, and what does your log hold?"
 pub(crate) const HA_PEER_INFO: i32 = 21_001;
 /// "What are the checksums of these ranges of your log?"
 pub(crate) const HA_CHECKSUMS: i32 = 21_002;
+/// "I am the master of your group, and here": to slaves that cannot know it yet, as it is not registered.
+pub(crate) const HA_FOLLOW: i32 = 21_003;
 
 /// Feature bit: begins the stream exactly where it is asked to, and compares histories.
 const FEATURE_EXACT_START: u64 = 1;
@@ -33,6 +35,8 @@ pub(super) struct PeerInfo {
     pub(super) broker_name: String,
     pub(super) broker_id: i64,
     pub(super) role: String,
+    /// Where its main port is.
+    pub(super) address: String,
     /// Where its replication port is.
     pub(super) ha_address: String,
     pub(super) segment_size: u64,
@@ -56,9 +60,11 @@ impl PeerInfo {
             role: match role.role {
                 Role::Master => "MASTER",
                 Role::Slave => "SLAVE",
+                Role::Undecided if broker.ha.is_settled() => "MASTER",
                 Role::Undecided => "UNDECIDED",
             }
             .to_owned(),
+            address: broker.address().to_owned(),
             ha_address: broker.ha_address().to_owned(),
             segment_size: store.segment_size(),
             min: store.min_phy_offset(),
@@ -92,6 +98,37 @@ struct Checksums {
 /// Serves HA_PEER_INFO.
 pub(crate) fn get_peer_info(broker: &Arc<Broker>, _request: &RemotingCommand) -> RemotingCommand {
     RemotingCommand::response(response_code::SUCCESS).json_body(&PeerInfo::of(broker))
+}
+
+/// Serves HA_FOLLOW. One that follows somebody already stays with him.
+pub(crate) fn follow(broker: &Arc<Broker>, request: &RemotingCommand) -> RemotingCommand {
+    let master: PeerInfo = match serde_json::from_slice(&request.body) {
+        Ok(master) => master,
+        Err(error) => {
+            return RemotingCommand::error(response_code::SYSTEM_ERROR, error.to_string());
+        }
+    };
+    let own = &broker.settings.raw;
+    let same_group =
+        master.broker_name == own.broker_name && master.cluster_name == own.broker_cluster_name;
+    if same_group && !broker.ha.link.now().connected {
+        broker.role.update(|now| {
+            if now.role == Role::Slave {
+                now.master = MasterAddress {
+                    address: Some(master.address),
+                    ha_address: Some(master.ha_address),
+                };
+            }
+        });
+    }
+    RemotingCommand::response(response_code::SUCCESS)
+}
+
+/// Tells a slave that this broker is its master.
+pub(super) async fn tell_to_follow(client: &RemotingClient, broker: &Broker, slave: &str) {
+    let request = RemotingCommand::request(HA_FOLLOW).json_body(&PeerInfo::of(broker));
+    // Whoever does not hear it finds the registration.
+    let _ = client.invoke(slave, request, TIMEOUT).await;
 }
 
 /// Serves HA_CHECKSUMS. Reads the log, so it may block.

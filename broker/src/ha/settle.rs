@@ -2,6 +2,7 @@
 //! it is taken back from them. Until then it is no master yet, and not registered.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use remoting::admin::Admin;
@@ -11,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::history::{self, Comparison, Other, blocking};
 use super::peer::{self, PeerInfo};
 use super::protocol::Start;
-use super::{Node, slave};
+use super::{Node, SyncRule, slave};
 use crate::config::BrokerConfig;
 use crate::role::{Role, RoleNow};
 
@@ -19,6 +20,8 @@ use crate::role::{Role, RoleNow};
 const PAUSE: Duration = Duration::from_millis(300);
 /// A master that lost nothing, or promised no copies, waits no longer than this for anybody.
 const SHORT_PATIENCE: Duration = Duration::from_secs(3);
+/// Pause between two looks whether a slave follows.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(10);
 /// Asking a name server for the group's members.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -49,6 +52,8 @@ struct Round {
     slaves: usize,
     /// Slaves that answered.
     answered: usize,
+    /// Those of them that are ours, by main address.
+    native: Vec<String>,
     /// The one of ours whose log ends last: its main address and what it said.
     furthest: Option<(String, PeerInfo)>,
 }
@@ -84,7 +89,7 @@ pub(super) async fn run(node: &Node) {
     };
     let begun = Instant::now();
     let mut said = false;
-    loop {
+    let slaves = loop {
         let round = ask(node).await;
         let mut problem = match (round.told, round.slaves) {
             (false, _) => "no name server told who the slaves are".to_owned(),
@@ -110,7 +115,7 @@ pub(super) async fn run(node: &Node) {
             if !settled {
                 tracing::warn!(problem, "serving without having asked a slave");
             }
-            break;
+            break round.native;
         }
         let reason = format!("waiting for a slave before serving as master: {problem}");
         if !patient && !said {
@@ -122,6 +127,24 @@ pub(super) async fn run(node: &Node) {
         }
         *broker.ha.unsettled.lock() = Some(reason);
         sleep(PAUSE).await;
+    };
+    if role.sync && !slaves.is_empty() {
+        // They are up and know this address: once they follow, no send has to be answered SLAVE_NOT_AVAILABLE.
+        broker.ha.settled.store(true, Ordering::Release);
+        *broker.ha.unsettled.lock() = Some("waiting for a slave to follow".to_owned());
+        for slave in &slaves {
+            peer::tell_to_follow(&node.client, broker, slave).await;
+        }
+        let max_gap = SyncRule::new(&broker.config()).max_gap;
+        let begun = Instant::now();
+        while begun.elapsed() < SHORT_PATIENCE
+            && !broker
+                .ha
+                .replicas
+                .available(broker.store.written(), max_gap)
+        {
+            sleep(FOLLOW_PAUSE).await;
+        }
     }
     *broker.ha.unsettled.lock() = None;
     tracing::info!(end = broker.store.written(), "serving as master");
@@ -156,6 +179,7 @@ async fn ask(node: &Node) -> Round {
             Ok(None) => round.answered += 1,
             Ok(Some(info)) => {
                 round.answered += 1;
+                round.native.push(address.clone());
                 let ahead = round
                     .furthest
                     .as_ref()
@@ -239,7 +263,7 @@ mod tests {
             told,
             slaves,
             answered,
-            furthest: None,
+            ..Round::default()
         };
         for (round, lost, empty, sync, settled) in [
             (round(true, 0, 0), false, false, true, true),

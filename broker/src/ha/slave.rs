@@ -401,7 +401,6 @@ pub(super) async fn copy(
         let moved = broker.ha.wake.moved_unless(|| has() > reported);
         let mut say = None;
         tokio::select! {
-            biased;
             read = reader.read(&mut input) => match read {
                 Ok(0) => return Ok(()),
                 Ok(n) => {

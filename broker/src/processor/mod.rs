@@ -237,6 +237,7 @@ fn handler(request: i32) -> Option<Handler> {
         code::DELETE_EXPIRED_COMMITLOG => Blocking(admin_broker::delete_expired_commit_log),
 
         peer::HA_PEER_INFO => Here(|broker, request| Ok(peer::get_peer_info(broker, request))),
+        peer::HA_FOLLOW => Here(|broker, request| Ok(peer::follow(broker, request))),
         peer::HA_CHECKSUMS => Blocking(|broker, request| Ok(peer::get_checksums(broker, request))),
 
         code::GET_ALL_CONSUMER_OFFSET => Here(admin_broker::get_all_consumer_offset),
