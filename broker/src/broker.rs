@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 use remoting::http::Health as _;
 use remoting::protocol::body::DataVersion;
+use remoting::protocol::response_code;
 use remoting::server::{self, ServerConfig};
 use store::{
     Appended, Arrival, Clock, Disk, PutError, RealDisk, Store, StoreConfig, SystemClock, Watermarks,
@@ -32,8 +33,10 @@ use crate::processor::send_message::{self, InnerMessage};
 use crate::processor::{self, FrontDoor, pull_message};
 use crate::rebalance_lock::RebalanceLockManager;
 use crate::registration::Registrar;
+use crate::request_mode::MessageRequestModeManager;
 use crate::role::{Role, RoleHolder};
 use crate::schedule::{DelayLevels, ScheduleMessageService};
+use crate::slave::{self, Slave};
 use crate::stats::BrokerStatsManager;
 use crate::subscription::SubscriptionGroupManager;
 use crate::topic::TopicConfigManager;
@@ -122,6 +125,8 @@ pub struct Broker {
     pub groups: SubscriptionGroupManager,
     /// Consumer offsets.
     pub offsets: ConsumerOffsetManager,
+    /// Who consumes by pops.
+    pub request_modes: MessageRequestModeManager,
     /// Consumers online.
     pub consumers: ConsumerManager,
     /// Producers online.
@@ -142,6 +147,8 @@ pub struct Broker {
     pub role: RoleHolder,
     /// Replication of the log, as master or slave.
     pub ha: Ha,
+    /// What it copies from its master beside the log.
+    pub slave: Slave,
     /// Asks for registrations.
     pub registrar: Registrar,
     /// Counters of `/metrics`.
@@ -293,7 +300,9 @@ impl Broker {
         )?;
         broker.clone().listen_to_store();
         ha::start(&broker, replication).map_err(StartError::Thread)?;
-        broker.schedule.start().map_err(StartError::Thread)?;
+        let thread = slave::start(&broker, broker.stop.clone()).map_err(StartError::Thread)?;
+        broker.threads.lock().push(thread);
+        broker.play_role()?;
         broker.serve(listener, false);
         if let Some(fast) = fast {
             broker.serve(fast, true);
@@ -328,6 +337,8 @@ impl Broker {
             Arc::clone(&saver),
             Arc::clone(&clock),
         )?;
+        let request_modes =
+            MessageRequestModeManager::load(file("messageRequestMode.json"), Arc::clone(&saver))?;
         let offsets = ConsumerOffsetManager::load(file("consumerOffset.json"), Arc::clone(&clock))?;
         let levels = DelayLevels::new(settings.delay_levels.clone());
         let schedule = ScheduleMessageService::load(
@@ -351,6 +362,8 @@ impl Broker {
         let broker = Arc::new(Self {
             role: RoleHolder::new(ha::first_role(&raw, &store)),
             ha: Ha::default(),
+            slave: Slave::default(),
+            request_modes,
             config: ArcSwap::from_pointee(raw),
             boot_timestamp: clock.now_ms(),
             unique_key_prefix: unique_key_prefix(settings.advertised),
@@ -459,7 +472,7 @@ impl Broker {
 
     /// Whether this node takes writes by its role.
     pub fn is_master(&self) -> bool {
-        self.role.now().role == Role::Master
+        self.role.role() == Role::Master
     }
 
     /// Where the broker is in its life.
@@ -472,9 +485,43 @@ impl Broker {
         }
     }
 
-    /// Whether sends are taken at all; the store may still refuse.
-    pub fn accepts_sends(&self) -> bool {
-        self.phase() == Phase::Running
+    /// Whether sends are taken at all, else the code and the remark of their answer; the store may still refuse.
+    pub fn accepts_sends(&self) -> Result<(), (i32, String)> {
+        if self.phase() != Phase::Running {
+            let host = self.settings.advertised;
+            return Err((
+                response_code::NO_PERMISSION,
+                format!("the broker[{host}] sending message is forbidden"),
+            ));
+        }
+        if self.is_master() {
+            return Ok(());
+        }
+        Err(self.not_master())
+    }
+
+    /// How a request is refused that only a master serves: by a configured slave as upstream, where somebody elects as one that
+    /// is no leader.
+    pub fn not_master(&self) -> (i32, String) {
+        let role = self.role.now();
+        match role.role {
+            Role::Slave if role.term == 0 => (
+                response_code::SYSTEM_BUSY,
+                "[REJECTREQUEST]system busy, start flow control for a while: this broker is a slave"
+                    .to_owned(),
+            ),
+            Role::Slave => (
+                response_code::SERVICE_NOT_AVAILABLE,
+                "service not available now: this broker does not lead its group".to_owned(),
+            ),
+            _ => (
+                response_code::SERVICE_NOT_AVAILABLE,
+                match self.ha.unsettled() {
+                    Some(reason) => format!("service not available now: {reason}"),
+                    None => "service not available now: the group has no master yet".to_owned(),
+                },
+            ),
+        }
     }
 
     /// What `/readyz` says: registered with a name server, and writable; the reason when not.
@@ -552,6 +599,9 @@ impl Broker {
 
     /// Stores a message of the broker itself and waits until it is written. Blocks: call it from a thread that may.
     pub(crate) fn put_message(&self, message: &InnerMessage<'_>) -> Result<Appended, PutError> {
+        if !self.is_master() {
+            return Err(PutError::Busy("this broker is not the master of its group"));
+        }
         let appended = send_message::append_inner(self, message)?;
         self.store.drive();
         if self.wait_written(appended.end) {
@@ -622,6 +672,9 @@ impl Broker {
     }
 
     fn arrived(self: &Arc<Self>, arrivals: &[Arrival]) {
+        if self.role.role() == Role::Slave {
+            self.slave.arrived(self, arrivals);
+        }
         self.schedule.arrived(arrivals);
         let woken = self.held.arrived(arrivals);
         if woken.len() > WOKEN_ON_THE_SPOT {
@@ -679,6 +732,37 @@ impl Broker {
                 tracing::error!(%error, fast, "stopped listening");
             }
         });
+    }
+
+    /// Does what only a master does while this broker is one, now and after every change of its role.
+    fn play_role(self: &Arc<Self>) -> Result<(), StartError> {
+        let mut roles = self.role.subscribe();
+        if roles.borrow_and_update().role == Role::Master {
+            self.schedule.start().map_err(StartError::Thread)?;
+        }
+        let (broker, stop) = (Arc::clone(self), self.stop.clone());
+        self.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = roles.changed() => if changed.is_err() { return },
+                }
+                let role = roles.borrow_and_update().role;
+                let schedule = Arc::clone(&broker.schedule);
+                // Stopping waits for the thread.
+                let played = tokio::task::spawn_blocking(move || match role {
+                    Role::Master => schedule.start(),
+                    Role::Slave | Role::Undecided => {
+                        schedule.stop();
+                        Ok(())
+                    }
+                });
+                if let Ok(Err(error)) = played.await {
+                    tracing::error!(%error, "delayed messages are not delivered");
+                }
+            }
+        });
+        Ok(())
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {

@@ -205,7 +205,7 @@ fn render(broker: &Broker) -> String {
         "rocketmq_broker_info{{cluster=\"{}\",broker=\"{}\",id=\"{}\",address=\"{}\",config_hash=\"{}\",version=\"{}\"}} 1",
         label(&settings.raw.broker_cluster_name),
         label(&settings.raw.broker_name),
-        settings.raw.broker_id,
+        broker.role.now().broker_id,
         label(broker.address()),
         label(&settings.config_hash),
         crate::cli::version(),

@@ -29,6 +29,8 @@ pub mod stats;
 
 pub mod http;
 pub mod registration;
+pub mod request_mode;
+pub mod slave;
 
 pub use broker::{Broker, StartError};
 pub use config::{BrokerConfig, Settings};

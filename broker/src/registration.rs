@@ -3,6 +3,9 @@
 //! Runs on a thread and a runtime of its own, so that neither a slow disk nor a busy connection ever silences it. The names
 //! in `namesrvAddr` are looked up again and again, so name servers come, go and move without a restart here. One
 //! connection per name server stays open: a name server drops a broker whose connection closes.
+//!
+//! A broker registers as what it is now ([`crate::role`]), at once after each change of role; one that is undecided leaves
+//! the name servers. A slave learns from the answers where its master is, and asks every second while nobody knows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -39,6 +42,8 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Asking a name server for the cluster's masters, and a master to create a topic.
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(3);
+/// A slave asks a name server that knows no master of its group again after this long.
+const LOOK_FOR_MASTER_EVERY: Duration = Duration::from_secs(1);
 
 /// Id of a group's master.
 const MASTER_ID: i64 = 0;
@@ -161,6 +166,18 @@ impl Registrar {
         let _ = self.commands.send(Command::All);
     }
 
+    /// What a name server says of its own accord: NOTIFY_MIN_BROKER_ID_CHANGE (905) when a group's smallest id came or went.
+    /// Who asks now learns of the master that came, or that there is none.
+    fn notified(&self, name: &str, request: &RemotingCommand) -> Option<RemotingCommand> {
+        if request.code != request_code::NOTIFY_MIN_BROKER_ID_CHANGE {
+            return Some(RemotingCommand::not_supported(request.code));
+        }
+        if request.ext("brokerName") == Some(name) {
+            self.register_all();
+        }
+        Some(RemotingCommand::response(response_code::SUCCESS))
+    }
+
     /// What is registered.
     pub fn state(&self) -> &Arc<State> {
         &self.state
@@ -181,12 +198,15 @@ impl Pending {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let client = RemotingClient::default();
+        let (registrar, name) = (broker.registrar.clone(), broker.name().to_owned());
+        client.set_handler(move |_, request| registrar.notified(&name, &request));
         let worker = Worker {
             broker: Arc::downgrade(broker),
             state: self.state,
             servers: HashMap::new(),
             resolver: Resolver::from_env(),
-            client: RemotingClient::default(),
+            client,
             calls: JoinSet::new(),
             changes: 0,
         };
@@ -209,6 +229,10 @@ struct Server {
     again: bool,
     /// Topic changes that it was told.
     told: u64,
+    /// The id that it knows this broker by.
+    broker_id: i64,
+    /// Where it said that this slave's master is, and when.
+    master: Option<(Instant, MasterAddress)>,
 }
 
 impl Server {
@@ -220,6 +244,8 @@ impl Server {
             in_flight: false,
             again: false,
             told: 0,
+            broker_id: -1,
+            master: None,
         }
     }
 
@@ -229,16 +255,49 @@ impl Server {
 }
 
 /// What became of a registration at one name server.
-type Outcome = (SocketAddr, u64, Result<Told, String>);
+struct Outcome {
+    address: SocketAddr,
+    /// Topic changes that it told of.
+    told: u64,
+    /// As whom it registered.
+    broker_id: i64,
+    result: Result<Registered, String>,
+}
 
-/// What a name server told by its answer.
-struct Told {
-    /// The connection that the registration went over.
+/// What a name server said to a registration.
+struct Registered {
     connection: Arc<Connection>,
     /// The order topics, if it told them.
     ordered: Option<KVTable>,
-    /// To a slave: where its master is, if it is registered.
-    master: MasterAddress,
+    /// Where a slave's master is; nothing when it was only asked for its version of the table.
+    master: Option<MasterAddress>,
+}
+
+/// What the name servers know together of a slave's master: the newest word of those that know one. That all of them know none
+/// is word that it is gone; that none of them can be asked is no word. The replication address stays as it was, as upstream
+/// keeps it: a stream that still flows is not cut because a name server restarted.
+fn told_master(
+    words: impl Iterator<Item = (Instant, MasterAddress)>,
+    before: &MasterAddress,
+    own: &str,
+) -> MasterAddress {
+    let mut nobody = true;
+    let known = words
+        .inspect(|_| nobody = false)
+        .filter(|(_, master)| master.address.as_deref().is_some_and(|a| a != own))
+        .max_by_key(|(when, _)| *when)
+        .map(|(_, master)| master);
+    match known {
+        Some(master) => MasterAddress {
+            ha_address: master.ha_address.or_else(|| before.ha_address.clone()),
+            ..master
+        },
+        None if nobody => before.clone(),
+        None => MasterAddress {
+            address: None,
+            ha_address: before.ha_address.clone(),
+        },
+    }
 }
 
 struct Worker {
@@ -255,9 +314,10 @@ struct Worker {
 impl Worker {
     async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         let mut next_lookup = Instant::now();
-        let Some(mut role) = self.broker.upgrade().map(|b| b.role.subscribe()) else {
+        let Some(mut roles) = self.broker.upgrade().map(|b| b.role.subscribe()) else {
             return;
         };
+        let mut registers_as = roles.borrow_and_update().broker_id;
         loop {
             let Some(broker) = self.broker.upgrade() else {
                 return;
@@ -272,14 +332,21 @@ impl Worker {
             let wake = idle.map(|s| s.next).fold(next_lookup, Instant::min);
             let command = tokio::select! {
                 command = commands.recv() => command,
+                Ok(()) = roles.changed() => {
+                    let id = roles.borrow_and_update().broker_id;
+                    if id != std::mem::replace(&mut registers_as, id) {
+                        tracing::info!(broker_id = id, "another role, another registration");
+                        self.all_due();
+                        if let Some(broker) = self.broker.upgrade().filter(|_| id < 0) {
+                            self.unregister(&broker).await;
+                        }
+                    }
+                    continue;
+                }
                 Some(outcome) = self.calls.join_next() => {
                     if let (Ok(outcome), Some(broker)) = (outcome, self.broker.upgrade()) {
                         self.note(&broker, outcome);
                     }
-                    continue;
-                }
-                Ok(()) = role.changed() => {
-                    self.all_due();
                     continue;
                 }
                 () = tokio::time::sleep_until(wake) => continue,
@@ -304,6 +371,8 @@ impl Worker {
                 }
                 Some(Command::Stop(done)) => {
                     self.unregister(&broker).await;
+                    self.servers.clear();
+                    self.publish();
                     let _ = done.send(());
                     return;
                 }
@@ -362,23 +431,26 @@ impl Worker {
 
     fn register_due(&mut self, broker: &Arc<Broker>) {
         let now = Instant::now();
+        let role = broker.role.now();
+        if role.role == Role::Undecided {
+            let later = now + LAST_RETRY;
+            self.servers
+                .values_mut()
+                .for_each(|s| s.next = s.next.max(later));
+            return;
+        }
         let due = |server: &Server| !server.in_flight && server.next <= now;
         if !self.servers.values().any(due) {
             return;
         }
-        if broker.role.now().role == Role::Undecided {
-            // Neither master nor slave: nothing to register. The next change of the role makes all of them due.
-            for server in self.servers.values_mut().filter(|s| due(s)) {
-                server.next = now + LAST_RETRY;
-            }
-            return;
-        }
         let full = Registration::new(broker, broker.topics.table().wrapper(), self.changes);
-        let ask_first = !broker.config().force_register;
+        // Only the answer to a whole registration tells a slave where its master is.
+        let ask_first = !broker.config().force_register && role.role == Role::Master;
         for (&address, server) in &mut self.servers {
             if due(server) {
                 server.in_flight = true;
-                let ask_first = ask_first && server.is_registered();
+                let ask_first =
+                    ask_first && server.is_registered() && server.broker_id == role.broker_id;
                 let call =
                     full.clone()
                         .send(self.client.clone(), address, timeout(broker), ask_first);
@@ -388,6 +460,9 @@ impl Worker {
     }
 
     fn register_topics(&mut self, broker: &Arc<Broker>, topics: &[String]) {
+        if broker.role.role() == Role::Undecided {
+            return;
+        }
         let table = broker.topics.table();
         let mut wrapper = TopicConfigSerializeWrapper {
             data_version: *table.version(),
@@ -419,45 +494,55 @@ impl Worker {
     fn note(&mut self, broker: &Broker, outcome: Outcome) {
         let period = u64::try_from(broker.config().register_name_server_period).unwrap_or(0);
         let period = Duration::from_millis(period.clamp(*PERIOD_MS.start(), *PERIOD_MS.end()));
-        let (address, told, result) = outcome;
+        let Outcome {
+            address,
+            told,
+            broker_id,
+            result,
+        } = outcome;
         let Some(server) = self.servers.get_mut(&address) else {
             return;
         };
         let now = Instant::now();
+        let role = broker.role.now();
         server.in_flight = false;
         match result {
-            Ok(Told {
-                connection,
-                ordered,
-                master,
-            }) => {
-                if !server.is_registered() {
-                    tracing::info!(%address, "registered");
+            Ok(registered) => {
+                if !server.is_registered() || server.broker_id != broker_id {
+                    tracing::info!(%address, broker_id, "registered");
                 }
-                server.connection = Some(connection);
+                server.connection = Some(registered.connection);
+                server.broker_id = broker_id;
                 server.told = told;
                 server.retry = FIRST_RETRY;
-                server.next = if std::mem::take(&mut server.again) {
+                let looks_for_master = role.role == Role::Slave
+                    && registered
+                        .master
+                        .as_ref()
+                        .is_some_and(|m| m.address.is_none());
+                if let Some(master) = registered.master {
+                    server.master = Some((now, master));
+                }
+                // The role may have changed while the registration was on its way.
+                server.next = if std::mem::take(&mut server.again) || broker_id != role.broker_id {
                     now
+                } else if looks_for_master {
+                    now + LOOK_FOR_MASTER_EVERY
                 } else {
                     now + period
                 };
-                if let Some(ordered) = ordered {
+                if let Some(ordered) = registered.ordered.filter(|_| role.role == Role::Master) {
                     broker.topics.update_order_topics(&ordered.table);
                 }
-                broker.role.update(|now| {
-                    // A master that is not registered at the moment is still where it was.
-                    if now.role == Role::Slave && master.address.is_some() {
-                        now.master = master;
-                    }
-                });
                 self.state.ever.store(true, Ordering::Release);
+                self.learn_master(broker);
             }
             Err(error) => {
                 if server.connection.take().is_some() {
                     tracing::warn!(%address, error, "registration failed");
                 }
                 server.again = false;
+                server.master = None;
                 server.next = now + server.retry;
                 server.retry = (server.retry * 2).min(LAST_RETRY);
                 self.note_error(format!("{address}: {error}"));
@@ -466,13 +551,37 @@ impl Worker {
         self.publish();
     }
 
+    /// Puts what the name servers said of a slave's master into its role; an election knows better.
+    fn learn_master(&self, broker: &Broker) {
+        let words = self.servers.values().filter(|s| s.is_registered());
+        let words = words.filter_map(|s| s.master.clone());
+        broker.role.update(|role| {
+            if role.role != Role::Slave || role.term != 0 {
+                return;
+            }
+            let mut master = told_master(words, &role.master, broker.address());
+            // A name server that began anew knows nobody for a while; the master itself knows better.
+            if master.address.is_none() && broker.slave.master_answers() {
+                master = role.master.clone();
+            }
+            if role.master != master {
+                tracing::info!(?master, "the name servers' word of the master");
+                role.master = master;
+            }
+        });
+    }
+
+    /// Leaves every name server, as whom it knows this broker.
     async fn unregister(&mut self, broker: &Broker) {
         let mut calls = JoinSet::new();
-        for (&address, _) in self.servers.iter().filter(|(_, s)| s.is_registered()) {
+        for (&address, server) in self.servers.iter_mut().filter(|(_, s)| s.is_registered()) {
             let command = identity(
                 RemotingCommand::request(request_code::UNREGISTER_BROKER),
                 broker,
+                server.broker_id,
             );
+            server.connection = None;
+            server.master = None;
             let client = self.client.clone();
             calls.spawn(async move {
                 (
@@ -489,7 +598,6 @@ impl Worker {
                 tracing::warn!(%address, %error, "could not unregister");
             }
         }
-        self.servers.clear();
         self.publish();
     }
 
@@ -530,13 +638,13 @@ fn timeout(broker: &Broker) -> Duration {
     )
 }
 
-fn identity(command: RemotingCommand, broker: &Broker) -> RemotingCommand {
+fn identity(command: RemotingCommand, broker: &Broker, broker_id: i64) -> RemotingCommand {
     let config = &broker.settings.raw;
     command
         .with_ext("brokerName", config.broker_name.as_str())
         .with_ext("brokerAddr", broker.address())
         .with_ext("clusterName", config.broker_cluster_name.as_str())
-        .with_ext("brokerId", broker.role.now().broker_id.to_string())
+        .with_ext("brokerId", broker_id.to_string())
 }
 
 /// One registration, encoded once for all name servers.
@@ -544,6 +652,8 @@ fn identity(command: RemotingCommand, broker: &Broker) -> RemotingCommand {
 struct Registration {
     /// Topic changes that it tells of.
     changes: u64,
+    /// As whom it registers.
+    broker_id: i64,
     command: RemotingCommand,
     question: RemotingCommand,
 }
@@ -551,6 +661,7 @@ struct Registration {
 impl Registration {
     fn new(broker: &Broker, mut wrapper: TopicConfigSerializeWrapper, changes: u64) -> Self {
         let config = broker.config();
+        let broker_id = broker.role.now().broker_id;
         let allowed = config.broker_permission;
         if allowed & (perm::READ | perm::WRITE) != perm::READ | perm::WRITE {
             for topic in wrapper.topic_config_table.values_mut() {
@@ -560,6 +671,7 @@ impl Registration {
         let question = identity(
             RemotingCommand::request(request_code::QUERY_DATA_VERSION),
             broker,
+            broker_id,
         )
         .json_body(&wrapper.data_version);
         let body = RegisterBrokerBody {
@@ -571,6 +683,7 @@ impl Registration {
         let command = identity(
             RemotingCommand::request(request_code::REGISTER_BROKER),
             broker,
+            broker_id,
         )
         .with_ext("haServerAddr", broker.ha_address())
         .with_ext("compressed", "false")
@@ -579,6 +692,7 @@ impl Registration {
         .with_body(bytes);
         Self {
             changes,
+            broker_id,
             command,
             question,
         }
@@ -592,12 +706,14 @@ impl Registration {
         timeout: Duration,
         ask_first: bool,
     ) -> Outcome {
-        (
+        Outcome {
             address,
-            self.changes,
-            self.try_send(&client, &address.to_string(), timeout, ask_first)
+            told: self.changes,
+            broker_id: self.broker_id,
+            result: self
+                .try_send(&client, &address.to_string(), timeout, ask_first)
                 .await,
-        )
+        }
     }
 
     async fn try_send(
@@ -606,7 +722,7 @@ impl Registration {
         address: &str,
         timeout: Duration,
         ask_first: bool,
-    ) -> Result<Told, String> {
+    ) -> Result<Registered, String> {
         let connection = client
             .connection(address)
             .await
@@ -614,10 +730,10 @@ impl Registration {
         if ask_first {
             let answer = call(client, address, self.question, timeout).await?;
             if answer.ext("changed") == Some("false") {
-                return Ok(Told {
+                return Ok(Registered {
                     connection,
                     ordered: None,
-                    master: MasterAddress::default(),
+                    master: None,
                 });
             }
         }
@@ -629,17 +745,19 @@ impl Registration {
                     .map_err(|e| format!("answer to a registration: {e}"))?,
             ),
         };
-        let text = |name: &str| {
-            let value = answer.ext(name).filter(|value| !value.is_empty());
-            value.map(str::to_owned)
+        let told = |field| {
+            answer
+                .ext(field)
+                .filter(|a| !a.is_empty())
+                .map(str::to_owned)
         };
-        Ok(Told {
+        Ok(Registered {
             connection,
             ordered,
-            master: MasterAddress {
-                address: text("masterAddr"),
-                ha_address: text("haServerAddr"),
-            },
+            master: Some(MasterAddress {
+                address: told("masterAddr"),
+                ha_address: told("haServerAddr"),
+            }),
         })
     }
 }
@@ -729,5 +847,47 @@ async fn spread(
             }
             Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn master(address: Option<&str>, ha: Option<&str>) -> MasterAddress {
+        MasterAddress {
+            address: address.map(str::to_owned),
+            ha_address: ha.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn the_newest_word_of_a_master_counts_and_none_means_gone_but_nobody_to_ask_does_not() {
+        let (old, new) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let (a, b) = (
+            master(Some("1:1"), Some("1:2")),
+            master(Some("2:1"), Some("2:2")),
+        );
+        let none = master(None, None);
+        let told = |words: Vec<(Instant, MasterAddress)>, before: &MasterAddress| {
+            told_master(words.into_iter(), before, "9:9")
+        };
+        assert_eq!(told(vec![(new, b.clone()), (old, a.clone())], &none), b);
+        assert_eq!(
+            told(vec![(old, a.clone()), (new, none.clone())], &none),
+            a,
+            "a name server that just began knows less, not more"
+        );
+        assert_eq!(
+            told(vec![(new, none.clone())], &a),
+            master(None, Some("1:2")),
+            "the stream is kept"
+        );
+        assert_eq!(told(vec![], &a), a);
+        assert_eq!(
+            told(vec![(new, master(Some("9:9"), Some("9:8")))], &none),
+            none,
+            "nobody is his own master"
+        );
     }
 }

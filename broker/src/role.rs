@@ -1,6 +1,7 @@
 //! What the broker is within its group now: configuration decides it once (master, slave), or an election decides it again and again (dledger).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio::sync::watch;
 
@@ -8,13 +9,25 @@ use crate::config::{BrokerConfig, BrokerRole};
 
 /// Whether the broker takes writes, copies them from somebody, or does not know yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Role {
     /// Takes sends; the others of its group copy from it.
-    Master,
+    Master = 0,
     /// Copies a master's log; refuses sends.
-    Slave,
+    Slave = 1,
     /// An election has not ended: serves neither sends nor pulls of its own accord, and is not registered.
-    Undecided,
+    Undecided = 2,
+}
+
+impl Role {
+    /// As metrics name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Master => "master",
+            Self::Slave => "slave",
+            Self::Undecided => "undecided",
+        }
+    }
 }
 
 /// Where a slave's master is; each part is unknown until a name server or an election told it.
@@ -63,37 +76,48 @@ impl RoleNow {
 
 /// The role of now, and word of every change.
 #[derive(Debug)]
-pub struct RoleHolder(watch::Sender<Arc<RoleNow>>);
+pub struct RoleHolder {
+    now: watch::Sender<Arc<RoleNow>>,
+    /// [`RoleNow::role`] again, for those who ask with every request.
+    role: AtomicU8,
+}
 
 impl RoleHolder {
     /// Begins as this.
     pub fn new(first: RoleNow) -> Self {
-        Self(watch::Sender::new(Arc::new(first)))
+        Self {
+            role: AtomicU8::new(first.role as u8),
+            now: watch::Sender::new(Arc::new(first)),
+        }
     }
 
     /// What the broker is now.
     pub fn now(&self) -> Arc<RoleNow> {
-        Arc::clone(&self.0.borrow())
+        Arc::clone(&self.now.borrow())
+    }
+
+    /// The role alone, without a lock.
+    pub fn role(&self) -> Role {
+        match self.role.load(Ordering::Acquire) {
+            0 => Role::Master,
+            1 => Role::Slave,
+            _ => Role::Undecided,
+        }
     }
 
     /// The broker is something else from now on; who subscribed is told, unless nothing changed.
     pub fn set(&self, next: RoleNow) {
-        self.0.send_if_modified(|now| {
-            let changed = **now != next;
-            if changed {
-                *now = Arc::new(next);
-            }
-            changed
-        });
+        self.update(|now| *now = next);
     }
 
     /// Changes a part of the role under the holder's lock.
     pub fn update(&self, change: impl FnOnce(&mut RoleNow)) {
-        self.0.send_if_modified(|now| {
+        self.now.send_if_modified(|now| {
             let mut next = RoleNow::clone(now);
             change(&mut next);
             let changed = **now != next;
             if changed {
+                self.role.store(next.role as u8, Ordering::Release);
                 *now = Arc::new(next);
             }
             changed
@@ -102,7 +126,7 @@ impl RoleHolder {
 
     /// Told of every change.
     pub fn subscribe(&self) -> watch::Receiver<Arc<RoleNow>> {
-        self.0.subscribe()
+        self.now.subscribe()
     }
 }
 
@@ -129,5 +153,8 @@ mod tests {
             told.borrow_and_update().master.ha_address.as_deref(),
             Some("10.0.0.1:10912")
         );
+        assert_eq!(holder.role(), Role::Slave);
+        holder.update(|now| now.role = Role::Undecided);
+        assert_eq!(holder.role(), Role::Undecided);
     }
 }

@@ -90,6 +90,8 @@ pub struct ScheduleMessageService {
 #[derive(Debug, Default)]
 struct Delivered {
     offsets: Offsets,
+    /// The same, as of the last moment when everything delivered could be read.
+    readable: Offsets,
     version: DataVersion,
     /// End in the log of the newest delivered message.
     end: u64,
@@ -169,6 +171,7 @@ impl ScheduleMessageService {
             persist_interval_ms,
             levels,
             delivered: Mutex::new(Delivered {
+                readable: wrapper.offset_table.clone(),
                 offsets: wrapper.offset_table,
                 version: wrapper.data_version.unwrap_or_default(),
                 ..Delivered::default()
@@ -224,17 +227,31 @@ impl ScheduleMessageService {
         &self.levels
     }
 
-    /// The JSON of the file and of 45.
+    /// The JSON of the file.
     pub fn encode(&self) -> String {
         self.delivered.lock().encode()
     }
 
-    /// Puts what a master sent (45) in place of the current table.
-    pub fn replace(&self, wrapper: DelayOffsetSerializeWrapper) {
+    /// The answer of 45: the offsets up to which everything delivered can be read, so that whoever copies them and the log never
+    /// skips a message that he does not get.
+    pub fn encode_for_slaves(&self) -> String {
         let mut delivered = self.delivered.lock();
+        if delivered.end <= self.store.confirm_offset() {
+            delivered.readable = delivered.offsets.clone();
+        }
+        encode(&delivered.version, &delivered.readable)
+    }
+
+    /// Puts what a master sent (45) in place of the current table.
+    pub fn follow(&self, wrapper: DelayOffsetSerializeWrapper) {
+        let mut delivered = self.delivered.lock();
+        if delivered.offsets == wrapper.offset_table {
+            return;
+        }
+        delivered.readable.clone_from(&wrapper.offset_table);
         delivered.offsets = wrapper.offset_table;
         delivered.version = wrapper.data_version.unwrap_or_default();
-        delivered.dirty = true;
+        self.saver.save(self.path.clone(), delivered.encode());
     }
 
     /// `(level, delivered offset, max offset)` of every level that was ever used, for runtime info.
@@ -497,12 +514,16 @@ impl ScheduleMessageService {
 
 impl Delivered {
     fn encode(&self) -> String {
-        let version = serde_json::to_string(&self.version).unwrap_or_else(|_| "{}".to_owned());
-        let mut out = format!("{{\"dataVersion\":{version},\"offsetTable\":");
-        push_integer_map(&mut out, &self.offsets);
-        out.push('}');
-        out
+        encode(&self.version, &self.offsets)
     }
+}
+
+fn encode(version: &DataVersion, offsets: &Offsets) -> String {
+    let version = serde_json::to_string(version).unwrap_or_else(|_| "{}".to_owned());
+    let mut out = format!("{{\"dataVersion\":{version},\"offsetTable\":");
+    push_integer_map(&mut out, offsets);
+    out.push('}');
+    out
 }
 
 struct Properties<'a> {

@@ -14,6 +14,7 @@ use remoting::protocol::body::{ConsumerOffsetSerializeWrapper, DataVersion};
 use store::Clock;
 
 use crate::config_file::{self, Saver};
+use crate::slave::merge::{self, OffsetTable};
 
 /// Upstream `consumerOffsetUpdateVersionStep`: commits between two steps of the data version.
 const COMMITS_PER_VERSION: u64 = 500;
@@ -23,6 +24,8 @@ const TOPIC_GROUP_SEPARATOR: char = '@';
 
 /// Offsets of one topic and group by queue id.
 pub type QueueOffsets = BTreeMap<i32, i64>;
+
+static NO_OFFSETS: QueueOffsets = QueueOffsets::new();
 
 type Topics = HashMap<Box<str>, Arc<Cell>>;
 
@@ -101,6 +104,47 @@ impl ConsumerOffsetManager {
             *self.data_version.lock() = version;
         }
         self.dirty.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes of this table what a slave keeps of its master's (43); `seen` is what the master said before ([`merge::offsets`]).
+    /// What the group pulled here stays known.
+    pub fn follow(&self, seen: Option<&OffsetTable>, master: &ConsumerOffsetSerializeWrapper) {
+        let mut changed = false;
+        let mut kept: HashMap<&str, BTreeSet<&str>> = HashMap::new();
+        for (key, told) in &master.offset_table {
+            let Some((topic, group)) = key.split_once(TOPIC_GROUP_SEPARATOR) else {
+                continue;
+            };
+            kept.entry(group).or_default().insert(topic);
+            let cell = self.cell_or_insert(group, topic);
+            let mut offsets = cell.offsets.lock();
+            let before = seen.map(|seen| seen.get(key).unwrap_or(&NO_OFFSETS));
+            let merged = merge::offsets(&offsets.committed, before, told);
+            if merged != offsets.committed {
+                offsets.committed = merged;
+                changed = true;
+            }
+        }
+        self.groups.write().retain(|group, topics| {
+            let kept = kept.get(&**group);
+            topics.retain(|topic, cell| {
+                let known = kept.is_some_and(|kept| kept.contains(&**topic));
+                // Committed here while the master was away, or dropped there.
+                let ours = seen.is_some_and(|seen| {
+                    !seen.contains_key(&format!("{topic}{TOPIC_GROUP_SEPARATOR}{group}"))
+                });
+                let stays = known || ours || cell.offsets.lock().committed.is_empty();
+                changed |= !stays;
+                stays
+            });
+            !topics.is_empty()
+        });
+        if let Some(version) = master.data_version {
+            *self.data_version.lock() = version;
+        }
+        if changed {
+            self.dirty.store(true, Ordering::Relaxed);
+        }
     }
 
     pub fn commit(&self, group: &str, topic: &str, queue_id: i32, offset: i64) -> Commit {

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use remoting::properties::Properties;
 use remoting::protocol::body::{
     Connection as ConnectionBody, ConsumeQueueData, ConsumeStats, ConsumeStatsList,
-    ConsumerConnection, CreateTopicListRequestBody, GroupList, MessageQueue,
-    MessageRequestModeSerializeWrapper, OffsetWrapper, ProducerConnection, ProducerInfo,
-    ProducerTableInfo, QueryConsumeQueueResponseBody, QueryConsumeTimeSpanBody,
-    QuerySubscriptionResponseBody, QueueTimeSpan, SubscriptionData, SubscriptionGroupConfig,
-    SubscriptionGroupList, TopicConfig, TopicList, TopicOffset, TopicStatsTable,
+    ConsumerConnection, CreateTopicListRequestBody, DataVersion, GroupList, MessageQueue,
+    OffsetWrapper, ProducerConnection, ProducerInfo, ProducerTableInfo,
+    QueryConsumeQueueResponseBody, QueryConsumeTimeSpanBody, QuerySubscriptionResponseBody,
+    QueueTimeSpan, SubscriptionData, SubscriptionGroupConfig, SubscriptionGroupList, TopicConfig,
+    TopicList, TopicOffset, TopicStatsTable,
 };
 use remoting::protocol::json::{self, KeyStyle};
 use remoting::protocol::{RemotingCommand, response_code};
@@ -22,6 +22,7 @@ use super::answer::{Answer, Fields, Refused, body, ok, ok_json, ok_text};
 use crate::broker::Broker;
 use crate::client::ClientChannelInfo;
 use crate::config::{self, Applied, BrokerConfig, Change, Source, find_key};
+use crate::role::Role;
 use crate::subscription::validate_group;
 use crate::topic::{Topic, validate_config, validate_name};
 
@@ -29,6 +30,8 @@ use crate::topic::{Topic, validate_config, validate_name};
 const TOPIC_LIST_SEPARATOR: char = ';';
 /// Entries of one answer to 321, whatever was asked for.
 const MAX_QUEUE_ENTRIES: i32 = 4096;
+/// Rows of one page of 21 and 201 at most.
+const ROWS_OF_A_PAGE: usize = 2_000;
 /// Keys that no request may change, beside those of `configBlackList`.
 const CONFIG_BLACK_LIST: &[&str] = &["configBlackList", "brokerConfigPath"];
 
@@ -72,7 +75,6 @@ pub const NOT_SERVED: &[(i32, &str)] = &[
     (3010, "AUTH_LIST_ACL: access control"),
     (902, "ADD_BROKER: broker containers"),
     (903, "REMOVE_BROKER: broker containers"),
-    (905, "NOTIFY_MIN_BROKER_ID_CHANGE: acting masters"),
     (906, "EXCHANGE_BROKER_HA_INFO: replication"),
     (908, "RESET_MASTER_FLUSH_OFFSET: replication"),
     (1007, "GET_BROKER_EPOCH_CACHE: controller mode"),
@@ -82,6 +84,25 @@ pub const NOT_SERVED: &[(i32, &str)] = &[
     (2003, "GET_COLD_DATA_FLOW_CTR_INFO"),
     (2004, "SET_COMMITLOG_READ_MODE"),
 ];
+
+/// What a slave would lose at its next copy of its master's tables is refused; who asks is told where to go.
+fn must_be_master(broker: &Broker) -> Result<(), Refused> {
+    let role = broker.role.now();
+    match role.role {
+        Role::Master => Ok(()),
+        Role::Slave => {
+            let master = role.master.address.as_deref();
+            let master = master.map_or_else(String::new, |address| format!(" ({address})"));
+            Err(Refused::system_error(format!(
+                "this broker is a slave: topics and groups are changed on its master{master}, from which it copies them"
+            )))
+        }
+        Role::Undecided => {
+            let (code, remark) = broker.not_master();
+            Err(Refused::new(code, remark))
+        }
+    }
+}
 
 /// A body with maps keyed by queues, in the form that the asking program reads.
 fn ok_keyed<T: serde::Serialize>(request: &RemotingCommand, body: &T) -> Answer {
@@ -99,6 +120,7 @@ fn invalid(remark: impl Into<String>) -> Refused {
 pub(crate) fn update_and_create_topic(broker: &Arc<Broker>, request: &RemotingCommand) -> Answer {
     let name = request.text_or_blank("topic");
     check_topic_name(broker, name)?;
+    must_be_master(broker)?;
     let before = broker.topics.get(name);
     let known = before.as_ref().map(|topic| topic.config.attributes.clone());
     let config = TopicConfig {
@@ -132,6 +154,7 @@ pub(crate) fn update_and_create_topic_list(
         check_topic_name(broker, &config.topic_name)?;
         validate_config(config).map_err(invalid)?;
     }
+    must_be_master(broker)?;
     broker.topics.update(list.topic_config_list);
     ok()
 }
@@ -155,6 +178,7 @@ pub(crate) fn delete_topic(broker: &Arc<Broker>, request: &RemotingCommand) -> A
         return Err(invalid("The specified topic is blank."));
     }
     check_topic_name(broker, name)?;
+    must_be_master(broker)?;
     broker.topics.delete(name);
     broker.offsets.remove_topic(name);
     broker.stats.forget_topic(name);
@@ -166,9 +190,51 @@ pub(crate) fn delete_topic(broker: &Arc<Broker>, request: &RemotingCommand) -> A
     ok()
 }
 
-/// GET_ALL_TOPIC_CONFIG (21). Everything in one answer, also to a 5.x slave that would take pages.
-pub(crate) fn get_all_topic_config(broker: &Arc<Broker>, _request: &RemotingCommand) -> Answer {
-    ok_json(&broker.topics.table().wrapper())
+/// GET_ALL_TOPIC_CONFIG (21): everything, or the page that was asked for.
+pub(crate) fn get_all_topic_config(broker: &Arc<Broker>, request: &RemotingCommand) -> Answer {
+    let mut wrapper = broker.topics.table().wrapper();
+    let total = wrapper.topic_config_table.len();
+    let paged = cut_page(
+        request,
+        ("topicSeq", "maxTopicNum"),
+        &wrapper.data_version,
+        &mut wrapper.topic_config_table,
+    );
+    let answer = RemotingCommand::response(response_code::SUCCESS).json_body(&wrapper);
+    Ok(match paged {
+        true => answer.with_ext("totalTopicNum", total.to_string()),
+        false => answer,
+    })
+}
+
+/// Leaves the asked page of a table, in the order of the names; false when no page was asked for. A page of another version of
+/// the table is the first one, as upstream answers it: the asker sees the version and begins anew.
+fn cut_page<T>(
+    request: &RemotingCommand,
+    (from_field, most_field): (&str, &str),
+    version: &DataVersion,
+    table: &mut BTreeMap<String, T>,
+) -> bool {
+    let Some(from) = request
+        .ext(from_field)
+        .and_then(|from| from.trim().parse::<usize>().ok())
+    else {
+        return false;
+    };
+    let asked: Option<DataVersion> = request
+        .ext("dataVersion")
+        .and_then(|text| json::from_slice(text.as_bytes()).ok());
+    let from = if asked.as_ref() == Some(version) {
+        from
+    } else {
+        0
+    };
+    let most = request
+        .number_or(most_field, ROWS_OF_A_PAGE)
+        .clamp(1, ROWS_OF_A_PAGE);
+    let page = std::mem::take(table).into_iter().skip(from).take(most);
+    *table = page.collect();
+    true
 }
 
 /// GET_TOPIC_CONFIG (351).
@@ -238,6 +304,7 @@ pub(crate) fn update_and_create_subscription_group(
 ) -> Answer {
     let config: SubscriptionGroupConfig = body(request)?;
     validate_group(&config.group_name).map_err(invalid)?;
+    must_be_master(broker)?;
     broker.groups.update([config]);
     ok()
 }
@@ -251,16 +318,29 @@ pub(crate) fn update_and_create_subscription_group_list(
     for config in &list.group_config_list {
         validate_group(&config.group_name).map_err(invalid)?;
     }
+    must_be_master(broker)?;
     broker.groups.update(list.group_config_list);
     ok()
 }
 
-/// GET_ALL_SUBSCRIPTIONGROUP_CONFIG (201).
+/// GET_ALL_SUBSCRIPTIONGROUP_CONFIG (201), like 21.
 pub(crate) fn get_all_subscription_group(
     broker: &Arc<Broker>,
-    _request: &RemotingCommand,
+    request: &RemotingCommand,
 ) -> Answer {
-    ok_json(&broker.groups.wrapper())
+    let mut wrapper = broker.groups.wrapper();
+    let total = wrapper.subscription_group_table.len();
+    let paged = cut_page(
+        request,
+        ("groupSeq", "maxGroupNum"),
+        &wrapper.data_version,
+        &mut wrapper.subscription_group_table,
+    );
+    let answer = RemotingCommand::response(response_code::SUCCESS).json_body(&wrapper);
+    Ok(match paged {
+        true => answer.with_ext("totalGroupNum", total.to_string()),
+        false => answer,
+    })
 }
 
 /// GET_SUBSCRIPTIONGROUP_CONFIG (352).
@@ -278,6 +358,7 @@ pub(crate) fn get_subscription_group(broker: &Arc<Broker>, request: &RemotingCom
 /// DELETE_SUBSCRIPTIONGROUP (207). 4.9 says `removeOffset`, 5.x `cleanOffset`.
 pub(crate) fn delete_subscription_group(broker: &Arc<Broker>, request: &RemotingCommand) -> Answer {
     let name = request.text("groupName")?;
+    must_be_master(broker)?;
     broker.groups.delete(name);
     if request.flag("cleanOffset") || request.flag("removeOffset") {
         broker.offsets.remove_group(name);
@@ -657,7 +738,12 @@ pub(crate) fn clean_expired_consume_queue(
 }
 
 /// CLEAN_UNUSED_TOPIC (316): queues whose topic is not configured any more. Removes files, so it may block.
+///
+/// A slave does nothing: a topic that it meets in the log before it has its settings looks unused.
 pub(crate) fn clean_unused_topic(broker: &Arc<Broker>, _request: &RemotingCommand) -> Answer {
+    if !broker.is_master() {
+        return ok();
+    }
     let table = broker.topics.table();
     let removed = broker.store.clean_unused_topics(&|topic| {
         table.get(topic).is_some() || broker.topics.is_system_topic(topic)
@@ -684,15 +770,27 @@ pub(crate) fn get_all_consumer_offset(broker: &Arc<Broker>, _request: &RemotingC
 
 /// GET_ALL_DELAY_OFFSET (45).
 pub(crate) fn get_all_delay_offset(broker: &Arc<Broker>, _request: &RemotingCommand) -> Answer {
-    ok_text(broker.schedule.encode())
+    ok_text(broker.schedule.encode_for_slaves())
 }
 
-/// GET_ALL_MESSAGE_REQUEST_MODE (402): all groups pull.
+/// GET_ALL_MESSAGE_REQUEST_MODE (402).
 pub(crate) fn get_all_message_request_mode(
-    _broker: &Arc<Broker>,
+    broker: &Arc<Broker>,
     _request: &RemotingCommand,
 ) -> Answer {
-    ok_json(&MessageRequestModeSerializeWrapper::default())
+    ok_json(&broker.request_modes.wrapper())
+}
+
+/// NOTIFY_MIN_BROKER_ID_CHANGE (905): the group's smallest id came or went. Without acting masters that is no more than a reason
+/// to ask the name servers at once who the master is.
+pub(crate) fn notify_min_broker_id_change(
+    broker: &Arc<Broker>,
+    request: &RemotingCommand,
+) -> Answer {
+    if request.ext("brokerName") == Some(broker.name()) {
+        broker.registrar.register_all();
+    }
+    ok()
 }
 
 /// GET_BROKER_HA_STATUS (907): a master without slaves.

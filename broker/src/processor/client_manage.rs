@@ -9,6 +9,7 @@ use remoting::protocol::{RemotingCommand, request_code, response_code};
 use super::answer::{Answer, Fields, Refused, body, ok};
 use crate::broker::Broker;
 use crate::client::ClientChannelInfo;
+use crate::role::Role;
 use crate::topic::{RETRY_GROUP_TOPIC_PREFIX, perm};
 
 /// The expression type that needs no filter (upstream `ExpressionType.TAG`; absent means the same).
@@ -52,7 +53,9 @@ fn register_consumer(broker: &Arc<Broker>, data: &ConsumerData, info: ClientChan
         );
         return;
     };
-    if group.retry_queue_nums > 0 {
+    // The topics of a slave are its master's, which gets this heartbeat too.
+    let copies = broker.role.role() == Role::Slave && broker.slave.master_answers();
+    if group.retry_queue_nums > 0 && !copies {
         let topic = format!("{RETRY_GROUP_TOPIC_PREFIX}{}", data.group_name);
         broker.topics.create_for_group(
             &topic,

@@ -242,6 +242,7 @@ fn handler(request: i32) -> Option<Handler> {
 
         code::GET_ALL_CONSUMER_OFFSET => Here(admin_broker::get_all_consumer_offset),
         code::GET_ALL_DELAY_OFFSET => Here(admin_broker::get_all_delay_offset),
+        code::NOTIFY_MIN_BROKER_ID_CHANGE => Here(admin_broker::notify_min_broker_id_change),
         code::GET_ALL_MESSAGE_REQUEST_MODE => Here(admin_broker::get_all_message_request_mode),
         _ => return None,
     })

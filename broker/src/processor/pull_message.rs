@@ -19,6 +19,7 @@ use store::{ConsumeQueue, Filter, GetOutcome, GetRequest, GetResult, GetStatus};
 use super::{Local, Refusal};
 use crate::broker::Broker;
 use crate::longpolling::Held;
+use crate::role::Role;
 use crate::topic::{Topic, perm};
 
 /// Bits of a pull's `sysFlag`.
@@ -29,6 +30,8 @@ mod flag {
     pub(super) const CLASS_FILTER: i32 = 8;
 }
 
+/// Id of a group's master.
+const MASTER_ID: i64 = 0;
 const SUBSCRIBE_ALL: &str = "*";
 const TAG: &str = "TAG";
 /// Longest wait that a pull may ask for; clients ask for 15 to 20 s and give up after 30 s.
@@ -230,7 +233,7 @@ fn run(broker: &Arc<Broker>, job: PullJob, out: &mut BytesMut, may_wait: bool) -
         };
         if may_wait
             && job.suspend.is_some()
-            && code(&result, job.offset).0 == response_code::PULL_NOT_FOUND
+            && verdict(broker, &job, &result).code == response_code::PULL_NOT_FOUND
         {
             broker.stats.get_missed();
             return Run::Wait(job);
@@ -271,13 +274,90 @@ fn code(result: &GetResult, requested: i64) -> (i32, &'static str) {
     }
 }
 
-fn answer(broker: &Broker, job: &PullJob, result: &GetResult, body: &[u8], out: &mut BytesMut) {
+/// What a pull is answered, beside the records.
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict {
+    code: i32,
+    remark: &'static str,
+    suggest: i64,
+    next: i64,
+}
+
+fn verdict(broker: &Broker, job: &PullJob, result: &GetResult) -> Verdict {
     let (code, remark) = code(result, job.offset);
-    let suggest = if result.suggest_pulling_from_slave {
-        job.suggest.0
-    } else {
-        job.suggest.1
+    let lags = result.suggest_pulling_from_slave;
+    let verdict = Verdict {
+        code,
+        remark,
+        suggest: if lags { job.suggest.0 } else { job.suggest.1 },
+        next: result.next_begin_offset,
     };
+    match broker.role.role() {
+        Role::Slave => on_a_slave(
+            verdict,
+            result,
+            job.offset,
+            broker.slave.master_answers(),
+            broker.config().offset_check_in_slave,
+        ),
+        _ => verdict,
+    }
+}
+
+/// A slave's answer (6.1). A consumer that is not far behind belongs to the master while that one answers: it is sent back, at
+/// once when there is nothing for it here. Whether an offset lies outside the queue only the master can say, so it is never
+/// corrected here unless `checks`: a slave may be behind, and may have begun later (upstream `nextOffsetCorrection`).
+fn on_a_slave(
+    verdict: Verdict,
+    result: &GetResult,
+    requested: i64,
+    master_answers: bool,
+    checks: bool,
+) -> Verdict {
+    let outside = matches!(
+        result.status,
+        GetStatus::OffsetTooSmall
+            | GetStatus::OffsetOverflowBadly
+            | GetStatus::NoMessageInQueue
+            | GetStatus::NoMatchedLogicQueue
+    );
+    let next = if outside && !checks {
+        requested
+    } else {
+        verdict.next
+    };
+    if master_answers && !result.suggest_pulling_from_slave {
+        let code = match result.status {
+            GetStatus::Found => verdict.code,
+            _ => response_code::PULL_RETRY_IMMEDIATELY,
+        };
+        return Verdict {
+            code,
+            suggest: MASTER_ID,
+            next,
+            ..verdict
+        };
+    }
+    // What has not come yet may still come: wait, as at the end of a queue.
+    let waits = outside && !checks && result.status != GetStatus::OffsetTooSmall;
+    Verdict {
+        code: if waits {
+            response_code::PULL_NOT_FOUND
+        } else {
+            verdict.code
+        },
+        next,
+        ..verdict
+    }
+}
+
+fn answer(broker: &Broker, job: &PullJob, result: &GetResult, body: &[u8], out: &mut BytesMut) {
+    let Verdict {
+        code,
+        remark,
+        suggest,
+        next,
+    } = verdict(broker, job, result);
     if result.count > 0 {
         broker.stats.get(
             &job.topic.group_stats(&broker.stats, &job.group),
@@ -299,11 +379,7 @@ fn answer(broker: &Broker, job: &PullJob, result: &GetResult, body: &[u8], out: 
         code,
         remark,
         suggest,
-        (
-            result.next_begin_offset,
-            result.min_offset,
-            result.max_offset,
-        ),
+        (next, result.min_offset, result.max_offset),
         body,
     );
 }
@@ -344,6 +420,23 @@ fn check(
     let header = PullHeader::parse(&request.header)
         .map_err(|e| Refusal::new(response_code::SYSTEM_ERROR, e.to_string()))?;
     let config = local.config(broker);
+    let role = broker.role.role();
+    let may_read = match role {
+        Role::Master => true,
+        Role::Slave => config.slave_read_enable,
+        Role::Undecided => false,
+    };
+    if !may_read {
+        let (code, remark) = match role {
+            Role::Slave => (
+                response_code::SYSTEM_BUSY,
+                "[REJECTREQUEST]system busy, start flow control for a while: this slave serves no pulls (slaveReadEnable)"
+                    .to_owned(),
+            ),
+            _ => broker.not_master(),
+        };
+        return Err(Refusal::new(code, remark));
+    }
     if !perm::is_readable(config.broker_permission) {
         return Err(Refusal::new(
             response_code::NO_PERMISSION,
@@ -415,7 +508,7 @@ fn check(
         }
         None => return Err(Refusal::new(response_code::SYSTEM_ERROR, "no such queue")),
     };
-    if header.sys_flag & flag::COMMIT_OFFSET != 0 {
+    if header.sys_flag & flag::COMMIT_OFFSET != 0 && role == Role::Master {
         broker
             .offsets
             .commit(group, &header.topic, header.queue_id, header.commit_offset);

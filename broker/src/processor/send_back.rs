@@ -24,6 +24,10 @@ const FIRST_RETRY_LEVEL: i32 = 3;
 pub(crate) fn consumer_send_msg_back(broker: &Arc<Broker>, request: &RemotingCommand) -> Answer {
     let group_name = request.text("group")?;
     let offset = request.number::<i64>("offset")?;
+    if !broker.is_master() {
+        // The consumer sends the message to its retry topic itself then.
+        return Err(Refused::system_error(broker.not_master().1));
+    }
     let config = broker.config();
     let Some(group) = broker
         .groups

@@ -283,8 +283,8 @@ impl std::ops::Deref for Destination<'_> {
 impl Call<'_> {
     fn send(&self, local: &mut Local) -> Result<Sent, Refusal> {
         let header = SendHeader::parse(&self.request.header)?;
-        if !self.broker.accepts_sends() {
-            return Err(self.forbidden());
+        if let Err((code, remark)) = self.broker.accepts_sends() {
+            return Err(Refusal::new(code, remark));
         }
         let of_connection = i64::try_from(self.connection.in_flight()).unwrap_or(i64::MAX);
         if self.broker.acks.bytes_in_flight() > self.config.max_in_flight_bytes

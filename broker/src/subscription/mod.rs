@@ -109,11 +109,23 @@ impl SubscriptionGroupManager {
         self.changed(&mut inner);
     }
 
-    /// Puts what a master sent (201) in place of the current tables.
-    pub fn replace(&self, wrapper: SubscriptionGroupWrapper) {
+    /// Puts what a master sent (201) in place of the current tables, but for system groups that only this broker knows; false
+    /// when it has that version already.
+    pub fn follow(&self, wrapper: SubscriptionGroupWrapper) -> bool {
         let mut inner = self.inner.write();
-        *inner = Tables::from(wrapper);
+        if inner.data_version == wrapper.data_version {
+            return false;
+        }
+        let mut tables = Tables::from(wrapper);
+        for name in SYSTEM_GROUPS {
+            if let Some(config) = inner.groups.get(name) {
+                let config = Arc::clone(config);
+                tables.groups.entry(name.to_owned()).or_insert(config);
+            }
+        }
+        *inner = tables;
         self.save(&inner);
+        true
     }
 
     /// Removes a group's settings; false when it was not there.

@@ -391,6 +391,43 @@ impl TopicConfigManager {
         self.insert(&before, config)
     }
 
+    /// Puts what a master sent (21) in place of this table, but for system topics that only this broker knows; false when it has
+    /// that version already. A topic that the master deleted keeps its queues until its records are gone: their next record
+    /// tells whether it was made anew.
+    pub fn follow(&self, version: DataVersion, configs: BTreeMap<String, TopicConfig>) -> bool {
+        let _writing = self.writing.lock();
+        let before = self.table.load_full();
+        if before.version == version {
+            return false;
+        }
+        let mut topics: HashMap<Box<str>, Arc<Topic>> = HashMap::with_capacity(configs.len());
+        for (name, mut config) in configs {
+            // The name becomes a folder's.
+            if let Err(reason) = validate_name(&name) {
+                tracing::warn!(topic = name, reason, "left out of the master's topics");
+                continue;
+            }
+            config.topic_name.clone_from(&name);
+            let topic = match before.get(&name) {
+                Some(topic) if topic.config == config => Arc::clone(topic),
+                existing => Arc::new(Topic::new(config, existing.map(|t| &**t))),
+            };
+            topic.set_announced();
+            topics.insert(name.into(), topic);
+        }
+        for name in &self.system {
+            if let Some(topic) = before.get(name)
+                && !topics.contains_key(name.as_str())
+            {
+                topics.insert(name.as_str().into(), Arc::clone(topic));
+            }
+        }
+        let table = Table { topics, version };
+        self.save(&table);
+        self.table.store(Arc::new(table));
+        true
+    }
+
     /// Removes a topic from the table; its queues are the store's affair.
     pub fn delete(&self, topic: &str) -> bool {
         let _writing = self.writing.lock();

@@ -8,3 +8,4 @@ mod returning;
 mod stream;
 mod support;
 mod sync;
+mod tables;

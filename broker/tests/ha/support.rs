@@ -135,6 +135,11 @@ impl Client {
             .unwrap()
     }
 
+    /// The same to somebody else.
+    pub(crate) async fn ask(&self, address: &str, command: RemotingCommand) -> RemotingCommand {
+        self.client.invoke(address, command, CALL).await.unwrap()
+    }
+
     pub(crate) async fn sent(&self, body: &str, code: i32) -> RemotingCommand {
         let answer = self.call(send("T", "", body.as_bytes())).await;
         assert_eq!(answer.code, code, "{body}: {:?}", answer.remark);
