@@ -249,12 +249,11 @@ async fn nothing_that_a_synchronous_master_acknowledged_is_lost_whoever_is_kille
         status.ha_connection_info.iter().any(|c| c.diff == 0)
     })
     .await;
-    // The messages are what this is about; the topic's settings come to a slave by another way.
-    let settings = admin.topic_config(&master.address, TOPIC).await.unwrap();
-    admin
-        .create_topic(&slave.address, &settings.unwrap())
-        .await
-        .unwrap();
+    wait_for("the slave has the topic", async || {
+        let topic = admin.topic_config(&slave.address, TOPIC).await;
+        topic.is_ok_and(|t| t.is_some())
+    })
+    .await;
     let on_master = read_all(&master.address).await;
     let on_slave = read_all(&slave.address).await;
     let seen = seen.replicated.lock().unwrap().clone();
