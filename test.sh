@@ -2,7 +2,7 @@
 # Everything the project proves about itself, in one command. Names what this machine cannot run; under CI=true that is a failure.
 #
 #   ./test.sh                        all stages this machine can run
-#   ./test.sh lint unit clients e2e  only these
+#   ./test.sh lint unit cost clients e2e  only these
 #
 # Caches lie outside the clone (cargo's target folder, the Kubernetes binaries, client jars), so a second run is quick and an empty cache is only slow.
 set -uo pipefail
@@ -12,7 +12,7 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
 export ROCKETCLUSTER_CACHE=$cache
 mkdir -p "$cache"
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(lint unit clients e2e)
+[ ${#stages[@]} -gt 0 ] || stages=(lint unit cost clients e2e)
 
 passed=() failed=() skipped=()
 step() { # step NAME COMMAND...: runs it, keeps the verdict, goes on
@@ -43,6 +43,13 @@ for stage in "${stages[@]}"; do
       step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet ;;
     unit)
       step "unit and integration" cargo test --workspace --locked --no-fail-fast ;;
+    cost) # counts, not times: they repeat on a loaded machine
+      if [ "$(uname -s)" = Linux ] && missing valgrind strace >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get install -y -q valgrind strace >/dev/null || { apt-get update -q >/dev/null && apt-get install -y -q valgrind strace >/dev/null; }
+      fi
+      if [ "$(uname -s)" != Linux ]; then skip "cost" "needs Linux (strace)"
+      elif m=$(missing valgrind strace); then skip "cost" "no $m on this machine"
+      elif with_release; then step "instructions and system calls of a send" "$ROCKETCLUSTER_BIN/rocketctl" bench check; fi ;;
     clients)
       if m=$(missing java mvn go); then skip "clients" "no $m on this machine"
       elif [ "$(uname -s)" != Linux ]; then skip "clients" "needs Linux (127.0.0.0/8 on loopback)"
@@ -52,7 +59,7 @@ for stage in "${stages[@]}"; do
       elif m=$(missing java mvn go); then skip "e2e" "no $m on this machine"
       elif [ "$(uname -s)" != Linux ]; then skip "e2e" "needs Linux"
       elif with_release; then step "end to end on Kubernetes" tests/e2e/run.sh; fi ;;
-    *) echo "unknown stage: $stage (lint, unit, clients, e2e)" >&2; exit 2 ;;
+    *) echo "unknown stage: $stage (lint, unit, cost, clients, e2e)" >&2; exit 2 ;;
   esac
 done
 

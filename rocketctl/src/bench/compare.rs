@@ -1,170 +1,414 @@
-//! The original and ours in turn, A B A B …, on the same load; only medians of paired ratios are quoted.
+//! The rows of the comparison: the original and ours in turn, A B A B …, on the same load, and what is measured of ours alone. Only medians of paired
+//! ratios are quoted against the original; what is absolute has an absolute bar.
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use clap::Args;
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
 
-use super::load::{self, Kind, Load, Report};
-use super::process;
-use super::servers::{self, Servers};
+use super::cost::CheckArgs;
+use super::load::{self, Load, Report};
+use super::rows;
+use super::servers::{self, Mode, Servers, Side};
 
 #[derive(Args, Debug)]
 pub(crate) struct CompareArgs {
+    /// What to measure; `all` is every row.
+    #[arg(
+        long,
+        value_enum,
+        default_value = "send,start,memory",
+        value_delimiter = ','
+    )]
+    rows: Vec<Row>,
     /// Pairs of runs for each load.
     #[arg(long, default_value_t = 5)]
-    pairs: usize,
+    pub(super) pairs: usize,
     /// Seconds of each run.
     #[arg(long, default_value_t = 5.0)]
-    duration: f64,
+    pub(super) duration: f64,
     /// Seconds that the original is warmed on each load first: its JIT needs them.
     #[arg(long, default_value_t = 30.0)]
-    warmup: f64,
-    /// Loads: connections × in flight, comma-separated.
-    #[arg(long, default_value = "16x1,16x32", value_delimiter = ',')]
-    loads: Vec<String>,
-    #[arg(long, default_value_t = 1024)]
-    body: usize,
-    /// SYNC_FLUSH on both.
+    pub(super) warmup: f64,
+    /// Loads of the row `send`: connections × in flight, comma-separated.
+    #[arg(long, default_value = "16x1,64x1,16x32", value_delimiter = ',')]
+    pub(super) loads: Vec<String>,
+    /// Messages of the row `backlog`, 100 B each: 300 bytes of disk each.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub(super) backlog: u64,
+    /// Seconds of the row `first-second` that its first second is compared with.
+    #[arg(long, default_value_t = 60.0)]
+    pub(super) minute: f64,
+    /// A folder on a device that is made slow, for the row `throttled`.
     #[arg(long)]
-    sync_flush: bool,
-    /// Write the result into this Markdown file, between its `bench compare` marks.
+    pub(super) throttled_dir: Option<PathBuf>,
+    /// Write each row into this Markdown file, between its marks.
     #[arg(long)]
     write: Option<PathBuf>,
-    /// Where the servers' stores lie meanwhile (several GB). Default: a temporary folder.
+    /// Where the servers' stores lie meanwhile (15 GB at most by default). Default: a temporary folder.
     #[arg(long)]
     work_dir: Option<PathBuf>,
 }
 
-const BEGIN: &str = "<!-- bench compare: begin -->";
-const END: &str = "<!-- bench compare: end -->";
-/// Starts of ours whose median is quoted as the cold start.
-const COLD_STARTS: usize = 5;
+/// One block of the table; its name stands in the marks of the Markdown file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Row {
+    /// Closed loops, ASYNC_FLUSH: TPS, broker CPU per message, p50, p99.
+    Send,
+    /// 5,000 sends a second whatever the answers do: p50, p99.
+    Open,
+    /// TPS with SYNC_FLUSH at 1x1, 16x1, 64x1.
+    SyncFlush,
+    /// CPU per message of pulls of 32 from memory.
+    Pull,
+    /// Memory, idle and with 100 connections.
+    Memory,
+    /// From the command to registered, on an empty store; `rocketctl up` until ready.
+    Start,
+    /// From kill -9 to registered again: a million messages; ten thousand queues.
+    Restart,
+    /// CPU per message with 4 and with 10,000 queues written in turn.
+    Queues,
+    /// Loss of hot sends while somebody reads a backlog from its beginning.
+    Backlog,
+    /// Latency of sends under ASYNC_FLUSH while every fdatasync takes 200 ms (strace).
+    Stall,
+    /// The same on a slow device (--throttled-dir).
+    Throttled,
+    /// TPS of the first second after a start against the time after it.
+    FirstSecond,
+    /// User instructions, system calls and hand-offs per send (valgrind, strace).
+    Cost,
+    /// SYNC_MASTER with a slave, against the original's and against our own ASYNC_MASTER.
+    SyncMaster,
+    /// Three that elect their master.
+    Dledger,
+    All,
+}
 
-struct Row {
-    what: String,
-    original: f64,
-    ours: f64,
-    /// Original ÷ ours or ours ÷ original, so that more is better.
-    better: Vec<f64>,
-    bar: Option<f64>,
+const ALL: [Row; 15] = [
+    Row::Send,
+    Row::Open,
+    Row::SyncFlush,
+    Row::Pull,
+    Row::Memory,
+    Row::Start,
+    Row::Restart,
+    Row::Queues,
+    Row::Backlog,
+    Row::Stall,
+    Row::Throttled,
+    Row::FirstSecond,
+    Row::Cost,
+    Row::SyncMaster,
+    Row::Dledger,
+];
+
+/// Where a run may put things, and how long it lasts.
+pub(super) struct Bench<'a> {
+    pub(super) args: &'a CompareArgs,
+    pub(super) dir: PathBuf,
+    cache: PathBuf,
+}
+
+/// A line of the table.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) what: String,
+    pub(super) original: String,
+    pub(super) ours: String,
+    pub(super) better: String,
+    pub(super) range: String,
+    pub(super) bar: String,
+    pub(super) met: Option<bool>,
+}
+
+impl Line {
+    /// An absolute figure of ours that must not be over `bar`.
+    pub(super) fn at_most(what: impl Into<String>, ours: f64, unit: &str, bar: f64) -> Self {
+        Line {
+            what: what.into(),
+            original: "–".into(),
+            ours: format!("{} {unit}", figure(ours)),
+            better: "–".into(),
+            range: String::new(),
+            bar: format!("≤ {bar} {unit}"),
+            met: Some(ours <= bar),
+        }
+    }
+
+    /// The same with nothing asked of it.
+    pub(super) fn reported(what: impl Into<String>, ours: f64, unit: &str) -> Self {
+        Line {
+            bar: "–".into(),
+            met: None,
+            ..Self::at_most(what, ours, unit, f64::MAX)
+        }
+    }
+
+    pub(super) fn original(self, value: f64, unit: &str, better: f64) -> Self {
+        Line {
+            original: format!("{} {unit}", figure(value)),
+            better: format!("{better:.2}×"),
+            ..self
+        }
+    }
+}
+
+/// Three significant digits, and thousands apart.
+fn figure(value: f64) -> String {
+    match value.abs() {
+        v if v >= 1000.0 => {
+            let digits = format!("{value:.0}");
+            let mut out = String::new();
+            for (n, digit) in digits.chars().enumerate() {
+                if n > 0 && digit.is_ascii_digit() && (digits.len() - n) % 3 == 0 {
+                    out.push(',');
+                }
+                out.push(digit);
+            }
+            out
+        }
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// A column of a paired run.
+pub(super) struct Measure {
+    what: &'static str,
     unit: &'static str,
+    value: fn(&Report) -> f64,
+    more_is_better: bool,
+    /// At least so many times better.
+    bar: Option<f64>,
+}
+
+impl Measure {
+    pub(super) fn tps(bar: f64) -> Self {
+        Measure {
+            what: "TPS",
+            unit: "/s",
+            value: |r| r.messages_per_second,
+            more_is_better: true,
+            bar: Some(bar),
+        }
+    }
+
+    pub(super) fn cpu(bar: f64) -> Self {
+        Measure {
+            what: "broker CPU per message",
+            unit: "µs",
+            value: |r| r.broker_cpu_us_per_message.unwrap_or(f64::NAN),
+            more_is_better: false,
+            bar: Some(bar),
+        }
+    }
+
+    pub(super) fn p50() -> Self {
+        Measure {
+            what: "p50",
+            unit: "ms",
+            value: |r| r.p50_ms,
+            more_is_better: false,
+            bar: None,
+        }
+    }
+
+    pub(super) fn p99(bar: Option<f64>) -> Self {
+        Measure {
+            what: "p99",
+            value: |r| r.p99_ms,
+            bar,
+            ..Self::p50()
+        }
+    }
 }
 
 pub(super) fn run(args: &CompareArgs) -> Result<()> {
     ensure!((1..=50).contains(&args.pairs), "--pairs: 1 to 50");
-    let temporary;
-    let dir = match &args.work_dir {
-        Some(dir) => dir.clone(),
-        None => {
-            temporary =
-                std::env::temp_dir().join(format!("rocketctl-compare-{}", std::process::id()));
-            temporary.clone()
-        }
+    let rows: Vec<Row> = match args.rows.contains(&Row::All) {
+        true => ALL.to_vec(),
+        false => args.rows.clone(),
     };
-    let result = in_dir(args, &dir);
-    if args.work_dir.is_none() {
-        let _ = fs::remove_dir_all(&dir);
-    }
-    let text = result?;
-    print!("{text}");
     if let Some(file) = &args.write {
-        write_between_marks(file, &text)?;
-        println!("written to {}", file.display());
+        let text =
+            fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+        for row in &rows {
+            find_marks(&text, &name_of(*row))
+                .with_context(|| format!("{} has no place for the row", file.display()))?;
+        }
     }
+    let name = format!("rocketctl-compare-{}", std::process::id());
+    let bench = Bench {
+        args,
+        dir: args
+            .work_dir
+            .clone()
+            .unwrap_or_else(std::env::temp_dir)
+            .join(name),
+        cache: cache_dir()?,
+    };
+    let mut failed = Vec::new();
+    for row in rows {
+        eprintln!("row {} …", name_of(row));
+        fs::create_dir_all(&bench.dir)?;
+        let lines = bench.row(row);
+        let _ = fs::remove_dir_all(&bench.dir);
+        match lines {
+            Ok(lines) => {
+                let text = bench.render(row, &lines);
+                print!("\n{text}");
+                if let Some(file) = &args.write {
+                    write_between_marks(file, &name_of(row), &text)?;
+                }
+            }
+            // One row that cannot be measured here does not keep the others from it.
+            Err(error) => {
+                eprintln!("row {}: {error:#}", name_of(row));
+                failed.push(name_of(row));
+            }
+        }
+    }
+    ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
 }
 
-fn in_dir(args: &CompareArgs, dir: &std::path::Path) -> Result<String> {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
+/// Runs a measurement of ours alone in a folder of its own.
+pub(super) fn for_check<T>(args: &CheckArgs, measure: fn(&Bench<'_>) -> Result<T>) -> Result<T> {
+    let name = format!("rocketctl-check-{}", std::process::id());
+    let args = CompareArgs {
+        rows: Vec::new(),
+        pairs: 1,
+        duration: 1.0,
+        warmup: 1.0,
+        loads: Vec::new(),
+        backlog: 0,
+        minute: 1.0,
+        throttled_dir: None,
+        write: None,
+        work_dir: args.work_dir.clone(),
+    };
+    let bench = Bench {
+        dir: args
+            .work_dir
+            .clone()
+            .unwrap_or_else(std::env::temp_dir)
+            .join(name),
+        args: &args,
+        cache: PathBuf::new(),
+    };
+    fs::create_dir_all(&bench.dir)?;
+    let measured = measure(&bench);
+    let _ = fs::remove_dir_all(&bench.dir);
+    measured
+}
+
+fn cache_dir() -> Result<PathBuf> {
+    Ok(std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")))
         .context("neither XDG_CACHE_HOME nor HOME is set")?
-        .join("rocketcluster");
-    let extra = if args.sync_flush {
-        "flushDiskType=SYNC_FLUSH\n"
-    } else {
-        "flushDiskType=ASYNC_FLUSH\n"
-    };
+        .join("rocketcluster"))
+}
 
-    let mut cold = Vec::new();
-    for n in 0..COLD_STARTS {
-        let ours = servers::start_ours(&dir.join(format!("cold-{n}")), extra)?;
-        cold.push(ours.started_in.as_secs_f64() * 1e3);
+fn name_of(row: Row) -> String {
+    row.to_possible_value()
+        .map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+impl Bench<'_> {
+    fn row(&self, row: Row) -> Result<Vec<Line>> {
+        match row {
+            Row::Send => rows::send(self),
+            Row::Open => rows::open(self),
+            Row::SyncFlush => rows::sync_flush(self),
+            Row::Pull => rows::pull(self),
+            Row::Memory => rows::memory(self),
+            Row::Start => rows::start(self),
+            Row::Restart => rows::restart(self),
+            Row::Queues => rows::queues(self),
+            Row::Backlog => rows::backlog(self),
+            Row::Stall => rows::stall(self),
+            Row::Throttled => rows::throttled(self),
+            Row::FirstSecond => rows::first_second(self),
+            Row::Cost => rows::cost(self),
+            Row::SyncMaster => rows::sync_master(self),
+            Row::Dledger => rows::dledger(self),
+            Row::All => bail!("`all` is not a row"),
+        }
     }
-    let up = median(
-        (0..COLD_STARTS)
-            .map(|n| servers::time_up(&dir.join(format!("up-{n}"))))
-            .collect::<Result<Vec<_>>>()?
-            .into_iter()
-            .map(|took| took.as_secs_f64() * 1e3),
-    );
-    let ours = servers::start_ours(&dir.join("ours"), extra)?;
-    let original = servers::start_original(&dir.join("original"), &cache, extra)?;
-    let (ours_idle, _) = process::memory(ours.broker_pid())?;
-    let (original_idle, _) = process::memory(original.broker_pid())?;
-    ours.freeze(true)?;
-    original.freeze(true)?;
 
-    let mut rows = Vec::new();
-    for shape in &args.loads {
-        let (connections, window) = shape
-            .split_once(['x', '×'])
-            .and_then(|(c, w)| Some((c.parse().ok()?, w.parse().ok()?)))
-            .with_context(|| format!("--loads {shape}: expected CONNECTIONSxWINDOW, as 16x32"))?;
+    pub(super) fn start(&self, side: Side, mode: Mode, extra: &str) -> Result<Servers> {
+        self.check_space()?;
+        let dir = self.dir.join(match side {
+            Side::Original => "original",
+            Side::Baseline => "baseline",
+            Side::Ours => "ours",
+        });
+        servers::start(side, mode, &dir, &self.cache, extra)
+    }
+
+    /// Ours alone, under another program.
+    pub(super) fn start_under(&self, wrap: &[String], extra: &str) -> Result<Servers> {
+        self.check_space()?;
+        let dir = self.dir.join("ours");
+        servers::start_under(wrap, Side::Ours, Mode::Alone, &dir, &self.cache, extra)
+    }
+
+    /// Ours alone, elsewhere.
+    pub(super) fn start_in(&self, dir: &Path, extra: &str) -> Result<Servers> {
+        servers::start(Side::Ours, Mode::Alone, dir, &self.cache, extra)
+    }
+
+    /// Brokers refuse sends on a disk that is nearly full, so a run that comes near it would measure that.
+    fn check_space(&self) -> Result<()> {
+        const LEAST_FREE: f64 = 0.25;
+        let disk = rustix::fs::statvfs(&self.dir)?;
+        let free = disk.f_bavail as f64 / (disk.f_blocks - disk.f_bfree + disk.f_bavail) as f64;
+        ensure!(
+            free > LEAST_FREE,
+            "{}: only {:.0} % of the disk is free; see --work-dir",
+            self.dir.display(),
+            free * 100.0
+        );
+        Ok(())
+    }
+
+    /// The same load on both in turn. `load` is asked for the load of each side; both are frozen while they are not measured.
+    pub(super) fn pairs(
+        &self,
+        label: &str,
+        [original, ours]: [&Servers; 2],
+        load: &dyn Fn(&Servers) -> Load,
+        measures: &[Measure],
+    ) -> Result<Vec<Line>> {
         let measure = |servers: &Servers, seconds: f64, warmup: f64| -> Result<Report> {
             // What the last run left dirty is not this run's to write.
             rustix::fs::sync();
             servers.freeze(false)?;
             let report = load::run(&Load {
-                kind: Kind::Send {
-                    body_size: args.body,
-                },
-                broker: servers.broker,
-                connections,
-                window,
-                topic: "RocketctlBench".into(),
-                queues: 4,
-                rate: None,
                 warmup: Duration::from_secs_f64(warmup),
                 duration: Duration::from_secs_f64(seconds),
-                broker_pid: Some(servers.broker_pid()),
+                ..load(servers)
             });
             servers.freeze(true)?;
             report
         };
-        eprintln!("{shape}: warming the original for {} s …", args.warmup);
-        measure(&original, args.warmup.max(1.0), 0.0)?;
-        measure(&ours, 2.0, 0.0)?;
+        original.freeze(true)?;
+        ours.freeze(true)?;
+        eprintln!("{label}: warming for {} s …", self.args.warmup);
+        measure(original, self.args.warmup.max(1.0), 0.0)?;
+        measure(ours, 1.0, 0.0)?;
         let mut pairs = Vec::new();
-        for n in 1..=args.pairs {
-            let a = measure(&original, args.duration, 1.0)?;
-            let b = measure(&ours, args.duration, 1.0)?;
-            eprintln!(
-                "{shape} pair {n}: {:.0}/s and {:.0}/s; {:.1} and {:.1} µs; p99 {:.2} and {:.2} ms{}{}",
-                a.messages_per_second,
-                b.messages_per_second,
-                cpu(&a),
-                cpu(&b),
-                a.p99_ms,
-                b.p99_ms,
-                if b.failures + a.failures > 0 {
-                    format!("; failures {} and {}", a.failures, b.failures)
-                } else {
-                    String::new()
-                },
-                if b.void {
-                    format!(
-                        "; the generator used {:.2} cores against ours: ours is at least this fast",
-                        b.client_cores
-                    )
-                } else {
-                    String::new()
-                },
-            );
+        for n in 1..=self.args.pairs {
+            let a = measure(original, self.args.duration, 1.0)?;
+            let b = measure(ours, self.args.duration, 1.0)?;
+            eprintln!("{label} pair {n}: {}", said(&a, &b));
             ensure!(
                 b.failures == 0,
                 "ours refused {} messages: {:?}",
@@ -173,55 +417,129 @@ fn in_dir(args: &CompareArgs, dir: &std::path::Path) -> Result<String> {
             );
             pairs.push((a, b));
         }
-        let column = |f: &dyn Fn(&Report) -> f64| {
-            (
-                median(pairs.iter().map(|p| f(&p.0))),
-                median(pairs.iter().map(|p| f(&p.1))),
-            )
-        };
-        let mut row = |what: &str, unit, f: &dyn Fn(&Report) -> f64, more_is_better: bool, bar| {
-            let (original, ours) = column(f);
-            let better = pairs
-                .iter()
-                .map(|(a, b)| {
-                    if more_is_better {
-                        f(b) / f(a)
-                    } else {
-                        f(a) / f(b)
-                    }
-                })
-                .collect();
-            rows.push(Row {
-                what: format!("{shape} {what}"),
-                original,
-                ours,
-                better,
-                bar,
-                unit,
-            });
-        };
-        row("TPS", "/s", &|r| r.messages_per_second, true, Some(2.0));
-        row("broker CPU per message", "µs", &cpu, false, Some(2.5));
-        row("p50", "ms", &|r| r.p50_ms, false, None);
-        row("p99", "ms", &|r| r.p99_ms, false, None);
+        original.freeze(false)?;
+        ours.freeze(false)?;
+        Ok(measures.iter().map(|m| m.line(label, &pairs)).collect())
     }
-    let (_, anonymous) = process::memory(ours.broker_pid())?;
-    let (_, original_anonymous) = process::memory(original.broker_pid())?;
-    Ok(render(
-        args,
-        &rows,
-        median(cold.iter().copied()),
-        original.started_in.as_secs_f64() * 1e3,
-        up,
-        [ours_idle, original_idle, anonymous, original_anonymous],
-    ))
+
+    fn render(&self, row: Row, lines: &[Line]) -> String {
+        let args = self.args;
+        let mut t = String::new();
+        let _ = writeln!(
+            t,
+            "{}, {} cores, Linux {}, {}: `rocketctl bench compare --rows {} --pairs {} --duration {} --warmup {}`\n",
+            jiff::Timestamp::now().strftime("%Y-%m-%d"),
+            std::thread::available_parallelism().map_or(0, usize::from),
+            fs::read_to_string("/proc/sys/kernel/osrelease")
+                .unwrap_or_default()
+                .trim(),
+            cpu_model(),
+            name_of(row),
+            args.pairs,
+            args.duration,
+            args.warmup,
+        );
+        let _ = writeln!(
+            t,
+            "| | {} | ours | better by | range | bar | met |\n|---|---|---|---|---|---|---|",
+            if lines.iter().any(|line| line.original != "–") {
+                "compared with"
+            } else {
+                "–"
+            }
+        );
+        for line in lines {
+            let _ = writeln!(
+                t,
+                "| {} | {} | {} | {} | {} | {} | {} |",
+                line.what,
+                line.original,
+                line.ours,
+                line.better,
+                line.range,
+                line.bar,
+                match line.met {
+                    Some(true) => "yes",
+                    Some(false) => "**no**",
+                    None => "–",
+                }
+            );
+        }
+        t
+    }
 }
 
-fn cpu(r: &Report) -> f64 {
-    r.broker_cpu_us_per_message.unwrap_or(f64::NAN)
+fn cpu_model() -> String {
+    fs::read_to_string("/proc/cpuinfo")
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or_else(
+            || "CPU unknown".to_owned(),
+            |(_, name)| name.trim().to_owned(),
+        )
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+fn said(a: &Report, b: &Report) -> String {
+    let cpu = |r: &Report| r.broker_cpu_us_per_message.unwrap_or(f64::NAN);
+    let mut text = format!(
+        "{:.0}/s and {:.0}/s; {:.1} and {:.1} µs; p99 {:.2} and {:.2} ms",
+        a.messages_per_second,
+        b.messages_per_second,
+        cpu(a),
+        cpu(b),
+        a.p99_ms,
+        b.p99_ms,
+    );
+    if a.failures + b.failures > 0 {
+        let _ = write!(text, "; failures {} and {}", a.failures, b.failures);
+    }
+    if b.void {
+        let _ = write!(
+            text,
+            "; the generator used {:.2} cores against ours: ours is at least this fast",
+            b.client_cores
+        );
+    }
+    text
+}
+
+impl Measure {
+    fn line(&self, label: &str, pairs: &[(Report, Report)]) -> Line {
+        let better: Vec<f64> = pairs
+            .iter()
+            .map(|(a, b)| {
+                let (a, b) = ((self.value)(a), (self.value)(b));
+                if self.more_is_better { b / a } else { a / b }
+            })
+            .collect();
+        let middle = median(better.iter().copied());
+        let (low, high) = better
+            .iter()
+            .fold((f64::MAX, f64::MIN), |(l, h), &x| (l.min(x), h.max(x)));
+        let side = |f: &dyn Fn(&(Report, Report)) -> f64| {
+            format!("{} {}", figure(median(pairs.iter().map(f))), self.unit)
+        };
+        Line {
+            what: format!("{label} {}", self.what),
+            original: side(&|p| (self.value)(&p.0)),
+            ours: side(&|p| (self.value)(&p.1)),
+            better: format!("{middle:.2}×"),
+            range: format!("{low:.2}–{high:.2}×"),
+            bar: self.bar.map_or("–".into(), |bar| format!("≥ {bar}×")),
+            met: self.bar.map(|bar| middle >= bar),
+        }
+    }
+}
+
+/// `16x32`: connections and requests in flight on each.
+pub(super) fn shape(text: &str) -> Result<(usize, usize)> {
+    text.split_once(['x', '×'])
+        .and_then(|(c, w)| Some((c.parse().ok()?, w.parse().ok()?)))
+        .with_context(|| format!("--loads {text}: expected CONNECTIONSxWINDOW, as 16x32"))
+}
+
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut v: Vec<f64> = values.collect();
     v.sort_by(f64::total_cmp);
     match v.len() {
@@ -231,104 +549,27 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-fn render(
-    args: &CompareArgs,
-    rows: &[Row],
-    cold_ms: f64,
-    original_cold_ms: f64,
-    up_ms: f64,
-    [idle, original_idle, anonymous, original_anonymous]: [u64; 4],
-) -> String {
-    let mib = |b: u64| b as f64 / 1048576.0;
-    let mut t = String::new();
-    let _ = writeln!(
-        t,
-        "{}, {} cores, Linux {}; {} pairs of {} s each, the original warmed {} s per load; {} B bodies, {}.\n",
-        jiff::Timestamp::now().strftime("%Y-%m-%d"),
-        std::thread::available_parallelism().map_or(0, usize::from),
-        fs::read_to_string("/proc/sys/kernel/osrelease")
-            .unwrap_or_default()
-            .trim(),
-        args.pairs,
-        args.duration,
-        args.warmup,
-        args.body,
-        if args.sync_flush {
-            "SYNC_FLUSH"
-        } else {
-            "ASYNC_FLUSH"
-        }
+/// The bytes between the marks of a row.
+fn find_marks(text: &str, row: &str) -> Result<std::ops::Range<usize>> {
+    let (begin, end) = (
+        format!("<!-- bench {row}: begin -->\n"),
+        format!("<!-- bench {row}: end -->"),
     );
-    let _ = writeln!(
-        t,
-        "`rocketctl bench compare --pairs {} --duration {} --warmup {} --loads {}{}`\n",
-        args.pairs,
-        args.duration,
-        args.warmup,
-        args.loads.join(","),
-        if args.sync_flush { " --sync-flush" } else { "" }
-    );
-    let _ = writeln!(
-        t,
-        "| | Apache 4.9.7 | ours | better by (median of pairs) | range | bar |\n|---|---|---|---|---|---|"
-    );
-    for r in rows {
-        let (low, high) = r
-            .better
-            .iter()
-            .fold((f64::MAX, f64::MIN), |(l, h), &x| (l.min(x), h.max(x)));
-        let _ = writeln!(
-            t,
-            "| {} | {:.2} {} | {:.2} {} | {:.2}× | {low:.2}–{high:.2}× | {} |",
-            r.what,
-            r.original,
-            r.unit,
-            r.ours,
-            r.unit,
-            median(r.better.iter().copied()),
-            r.bar.map_or("–".into(), |b| format!("≥ {b}×"))
-        );
-    }
-    let _ = writeln!(
-        t,
-        "| cold start, empty store (ours: to registered, median of {COLD_STARTS}; Apache: to open port, once) | {original_cold_ms:.0} ms | {cold_ms:.0} ms | {:.0}× | | ≤ 100 ms |",
-        original_cold_ms / cold_ms
-    );
-    let _ = writeln!(
-        t,
-        "| `rocketctl up -d -f examples/single-master.yaml` until ready, median of {COLD_STARTS} | – | {up_ms:.0} ms | – | | ≤ 1000 ms |"
-    );
-    let _ = writeln!(
-        t,
-        "| RSS right after the start | {:.0} MiB | {:.1} MiB | {:.0}× | | ≤ 25 MB |",
-        mib(original_idle),
-        mib(idle),
-        original_idle as f64 / idle as f64
-    );
-    let _ = writeln!(
-        t,
-        "| anonymous RSS after the loads (Apache: 2 GiB heap) | {:.0} MiB | {:.1} MiB | {:.0}× | | – |",
-        mib(original_anonymous),
-        mib(anonymous),
-        original_anonymous as f64 / anonymous as f64
-    );
-    t
+    let from = text
+        .find(&begin)
+        .with_context(|| format!("no mark {}", begin.trim()))?
+        + begin.len();
+    let length = text[from..]
+        .find(&end)
+        .with_context(|| format!("no mark {end} behind {}", begin.trim()))?;
+    Ok(from..from + length)
 }
 
-fn write_between_marks(file: &std::path::Path, text: &str) -> Result<()> {
-    let old = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    let (Some(begin), Some(end)) = (old.find(BEGIN), old.find(END)) else {
-        anyhow::bail!("{} has no marks {BEGIN} and {END}", file.display());
-    };
-    ensure!(
-        begin < end,
-        "the marks of {} are in the wrong order",
-        file.display()
-    );
-    fs::write(
-        file,
-        format!("{}{BEGIN}\n{text}{}", &old[..begin], &old[end..]),
-    )?;
+fn write_between_marks(file: &Path, row: &str, text: &str) -> Result<()> {
+    let mut old =
+        fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    old.replace_range(find_marks(&old, row)?, text);
+    fs::write(file, old)?;
     Ok(())
 }
 
@@ -343,16 +584,40 @@ mod tests {
     }
 
     #[test]
-    fn only_what_lies_between_the_marks_is_replaced() {
+    fn figures_have_three_digits_or_their_thousands_apart() {
+        for (value, text) in [
+            (0.123, "0.12"),
+            (12.34, "12.3"),
+            (123.4, "123"),
+            (1234.0, "1,234"),
+            (1_234_567.0, "1,234,567"),
+            (123_456.0, "123,456"),
+        ] {
+            assert_eq!(figure(value), text);
+        }
+    }
+
+    #[test]
+    fn only_what_lies_between_the_marks_of_a_row_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("p.md");
-        fs::write(&file, format!("before\n{BEGIN}\nold\n{END}\nafter\n")).unwrap();
-        write_between_marks(&file, "new\n").unwrap();
-        assert_eq!(
-            fs::read_to_string(&file).unwrap(),
-            format!("before\n{BEGIN}\nnew\n{END}\nafter\n")
-        );
-        fs::write(&file, "no marks").unwrap();
-        assert!(write_between_marks(&file, "new\n").is_err());
+        let with = |text: &str| {
+            format!(
+                "before\n<!-- bench send: begin -->\n{text}<!-- bench send: end -->\n<!-- bench open: begin -->\nkept\n<!-- bench open: end -->\n"
+            )
+        };
+        fs::write(&file, with("old\n")).unwrap();
+        write_between_marks(&file, "send", "new\n").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), with("new\n"));
+        assert!(write_between_marks(&file, "pull", "new\n").is_err());
+    }
+
+    #[test]
+    fn every_row_has_its_place_in_the_documentation() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
+        let text = fs::read_to_string(file).unwrap();
+        for row in ALL {
+            find_marks(&text, &name_of(row)).unwrap();
+        }
     }
 }

@@ -11,7 +11,12 @@ pub(super) struct Template {
     counter_at: Option<usize>,
     offset_at: Option<usize>,
     born_at: Option<usize>,
+    /// Where the queue stands that changes with each message, and how many there are.
+    queues: Option<(usize, u32)>,
 }
+
+/// Digits of a queue that changes with each message; Java reads leading zeros too.
+const QUEUE_DIGITS: usize = 5;
 
 fn frame(header: String, body: &[u8]) -> (Vec<u8>, usize) {
     let header_len = header.len();
@@ -29,6 +34,26 @@ pub(super) const FIRST_OPAQUE: u32 = 1_000_000;
 impl Template {
     /// SEND_MESSAGE_V2 (310) to `topic`/`queue`.
     pub(super) fn send(topic: &str, queue: u32, slot: u32, body: &[u8]) -> Self {
+        Self::send_to(topic, &queue.to_string(), slot, body)
+    }
+
+    /// The same to each of so many queues in turn.
+    pub(super) fn send_around(topic: &str, queues: u32, slot: u32, body: &[u8]) -> Self {
+        let zeros = "0".repeat(QUEUE_DIGITS);
+        let template = Self::send_to(topic, &zeros, slot, body);
+        let needle = format!(r#""e":"{zeros}""#);
+        let at = template
+            .bytes
+            .windows(needle.len())
+            .position(|part| part == needle.as_bytes())
+            .map(|at| (at + 5, queues));
+        Template {
+            queues: at,
+            ..template
+        }
+    }
+
+    fn send_to(topic: &str, queue: &str, slot: u32, body: &[u8]) -> Self {
         let head = r#"{"code":310,"extFields":{"a":"bench","b":""#;
         let before_born =
             format!(r#"{head}{topic}","c":"TBW102","d":"4","e":"{queue}","f":"0","g":""#);
@@ -45,6 +70,7 @@ impl Template {
             counter_at: Some(at + before_key.len()),
             offset_at: None,
             born_at: Some(at + before_born.len()),
+            queues: None,
         }
     }
 
@@ -64,6 +90,7 @@ impl Template {
             counter_at: None,
             offset_at: Some(at + before_offset.len()),
             born_at: None,
+            queues: None,
         }
     }
 
@@ -71,6 +98,10 @@ impl Template {
     pub(super) fn write(&mut self, counter: u64, offset: u64, now_ms: u64, out: &mut Vec<u8>) {
         if let Some(at) = self.counter_at {
             hex(&mut self.bytes[at..at + 8], counter);
+        }
+        if let Some((at, queues)) = self.queues {
+            let queue = counter % u64::from(queues);
+            decimal(&mut self.bytes[at..at + QUEUE_DIGITS], queue);
         }
         if let Some(at) = self.offset_at {
             decimal(&mut self.bytes[at..at + 12], offset);
@@ -211,6 +242,15 @@ mod tests {
             properties.contains(&format!("UNIQ_KEY\u{1}{UNIQ_KEY_PREFIX}0000BEEF\u{2}")),
             "{properties:?}"
         );
+    }
+
+    #[test]
+    fn a_send_goes_around_its_queues() {
+        let mut template = Template::send_around("T", 10_000, 0, b"hello");
+        for (counter, queue) in [(1, "00001"), (9_999, "09999"), (10_000, "00000")] {
+            let (header, _) = parsed(&mut template, counter, 0);
+            assert_eq!(header["extFields"]["e"], queue);
+        }
     }
 
     #[test]

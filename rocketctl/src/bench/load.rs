@@ -37,12 +37,52 @@ pub(super) struct Load {
     pub(super) window: usize,
     pub(super) topic: String,
     pub(super) queues: u32,
+    /// Each message goes to the next queue; else each connection keeps to one.
+    pub(super) around: bool,
     /// Requests per second in all; none is a closed loop.
     pub(super) rate: Option<f64>,
     pub(super) warmup: Duration,
     pub(super) duration: Duration,
-    /// Process whose CPU time is charged to the messages.
-    pub(super) broker_pid: Option<u32>,
+    /// Processes whose CPU time is charged to the messages.
+    pub(super) broker_pids: Vec<u32>,
+}
+
+impl Load {
+    /// A closed loop of sends, as the comparison runs them.
+    pub(super) fn sends(broker: SocketAddr, connections: usize, window: usize) -> Self {
+        Load {
+            kind: Kind::Send { body_size: 1024 },
+            broker,
+            connections,
+            window,
+            topic: "RocketctlBench".into(),
+            queues: 4,
+            around: false,
+            rate: None,
+            warmup: Duration::ZERO,
+            duration: Duration::from_secs(1),
+            broker_pids: Vec::new(),
+        }
+    }
+}
+
+/// Whether a broker answers sends with success.
+pub(super) fn takes_sends(broker: SocketAddr) -> bool {
+    run(&Load {
+        duration: Duration::from_millis(100),
+        ..Load::sends(broker, 1, 1)
+    })
+    .is_ok_and(|report| report.messages > 0 && report.failures == 0)
+}
+
+fn cpu_of(pids: &[u32]) -> Result<Option<f64>> {
+    if pids.is_empty() {
+        return Ok(None);
+    }
+    pids.iter()
+        .map(|pid| process::cpu_seconds(*pid))
+        .sum::<Result<f64>>()
+        .map(Some)
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -127,6 +167,9 @@ pub(super) fn run(load: &Load) -> Result<Report> {
         let slots = (0..load.window as u32)
             .map(|slot| Slot {
                 template: match load.kind {
+                    Kind::Send { .. } if load.around => {
+                        Template::send_around(&load.topic, load.queues, slot, &body)
+                    }
                     Kind::Send { .. } => Template::send(&load.topic, queue, slot, &body),
                     Kind::Pull { count } => Template::pull(&load.topic, queue, slot, count),
                 },
@@ -170,21 +213,16 @@ pub(super) fn run(load: &Load) -> Result<Report> {
     loop {
         let now = Instant::now();
         if measured.is_none() && now >= measure_from {
-            measured = Some((
-                now,
-                process::cpu_seconds(own)?,
-                load.broker_pid.map(process::cpu_seconds).transpose()?,
-            ));
+            measured = Some((now, process::cpu_seconds(own)?, cpu_of(&load.broker_pids)?));
             tally = Tally::new()?;
         }
         if finished.is_none() && now >= stop_at {
             let Some((from, own_cpu, broker_cpu)) = measured else {
                 bail!("nothing was measured")
             };
-            let broker = match (load.broker_pid, broker_cpu) {
-                (Some(pid), Some(before)) => Some(process::cpu_seconds(pid)? - before),
-                _ => None,
-            };
+            let broker = cpu_of(&load.broker_pids)?
+                .zip(broker_cpu)
+                .map(|(after, before)| after - before);
             finished = Some((
                 now - from,
                 process::cpu_seconds(own)? - own_cpu,
@@ -466,10 +504,11 @@ mod tests {
             window: 4,
             topic: "T".into(),
             queues: 4,
+            around: false,
             rate,
             warmup: Duration::from_millis(20),
             duration: Duration::from_millis(200),
-            broker_pid: Some(std::process::id()),
+            broker_pids: vec![std::process::id()],
         }
     }
 

@@ -3,9 +3,11 @@
 //! Times are never a test: the machine's speed drifts, so what is worth quoting is the median of ratios of pairs that ran in turn.
 
 mod compare;
+mod cost;
 mod frames;
 mod load;
 mod process;
+mod rows;
 mod servers;
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -36,6 +38,8 @@ pub(crate) enum BenchCommand {
     },
     /// Start the Apache 4.9.7 broker and ours in turn on the same load, and print the medians of the paired ratios. Needs a JDK 17 and Maven.
     Compare(compare::CompareArgs),
+    /// Count instructions, system calls and hand-offs of a send, and fail when there are more than there may be. Needs valgrind and strace.
+    Check(cost::CheckArgs),
 }
 
 #[derive(Args, Debug, Clone)]
@@ -53,6 +57,9 @@ pub(crate) struct Common {
     /// Queues to spread the connections over.
     #[arg(long, default_value_t = 4)]
     queues: u32,
+    /// Send each message to the next queue instead of each connection's to one.
+    #[arg(long)]
+    around: bool,
     /// Open loop: requests per second in all. Default: as fast as answers come.
     #[arg(long)]
     rate: Option<f64>,
@@ -73,6 +80,7 @@ pub(crate) struct Common {
 const MAX_CONNECTIONS: usize = 10_000;
 const MAX_IN_FLIGHT: usize = 200_000;
 const MAX_SECONDS: f64 = 3_600.0;
+const MAX_QUEUES: u32 = 65_535;
 
 impl Common {
     fn load(&self, kind: Kind, local_broker: Option<String>) -> Result<Load> {
@@ -84,7 +92,10 @@ impl Common {
             self.window >= 1 && self.connections * self.window <= MAX_IN_FLIGHT,
             "--window: connections × window from 1 to {MAX_IN_FLIGHT}"
         );
-        ensure!(self.queues >= 1, "--queues: at least 1");
+        ensure!(
+            (1..=MAX_QUEUES).contains(&self.queues),
+            "--queues: 1 to {MAX_QUEUES}"
+        );
         ensure!(
             self.rate.is_none_or(|r| r >= 1.0),
             "--rate: at least 1 a second"
@@ -103,16 +114,21 @@ impl Common {
             window: self.window,
             topic: self.topic.clone(),
             queues: self.queues,
+            around: self.around,
             rate: self.rate,
             warmup: Duration::from_secs_f64(self.warmup),
             duration: Duration::from_secs_f64(self.duration),
-            broker_pid: self.pid.or_else(|| {
-                broker
-                    .ip()
-                    .is_loopback()
-                    .then(|| process::listener_of(broker))
-                    .flatten()
-            }),
+            broker_pids: self
+                .pid
+                .or_else(|| {
+                    broker
+                        .ip()
+                        .is_loopback()
+                        .then(|| process::listener_of(broker))
+                        .flatten()
+                })
+                .into_iter()
+                .collect(),
         })
     }
 }
@@ -131,6 +147,7 @@ pub(crate) fn run(command: &BenchCommand, local_broker: Option<String>) -> Resul
         BenchCommand::Send { common, body } => (common, Kind::Send { body_size: *body }),
         BenchCommand::Pull { common, count } => (common, Kind::Pull { count: *count }),
         BenchCommand::Compare(args) => return compare::run(args),
+        BenchCommand::Check(args) => return cost::check(args),
     };
     let report = load::run(&common.load(kind, local_broker)?)?;
     if common.output == "json" {
