@@ -161,7 +161,7 @@ pub struct Broker {
     pub(crate) in_hand: Arc<Semaphore>,
     /// When it started, ms since 1970.
     pub boot_timestamp: i64,
-    status: Arc<Status>,
+    pub(crate) status: Arc<Status>,
     store_host: SocketAddr,
     address: String,
     ha_address: String,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -19,6 +19,8 @@ pub const FIELD_MANAGER: &str = "rocketcluster-operator";
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause after failures in a row.
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+/// Between two writes of a status in which only figures moved.
+const FIGURES_EVERY: Duration = Duration::from_secs(20);
 /// Letters that an event's note may have.
 const MAX_NOTE_CHARS: usize = 1_000;
 
@@ -32,6 +34,8 @@ pub struct Context {
     reporter: Reporter,
     /// Failures in a row, by namespace and name.
     failures: Mutex<HashMap<(String, String), u32>>,
+    /// When a status was written last, by namespace and name.
+    written: Mutex<HashMap<(String, String), Instant>>,
 }
 
 impl Context {
@@ -54,6 +58,27 @@ impl Context {
             applied: Applied::default(),
             reporter,
             failures: Mutex::default(),
+            written: Mutex::default(),
+        }
+    }
+
+    /// Whether figures in a status are old enough to be worth a write of their own.
+    pub(crate) fn figures_due(&self, namespace: &str, name: &str) -> bool {
+        let Ok(written) = self.written.lock() else {
+            return false;
+        };
+        written
+            .get(&(namespace.to_owned(), name.to_owned()))
+            .is_none_or(|at| at.elapsed() >= FIGURES_EVERY)
+    }
+
+    /// The status was written just now.
+    pub(crate) fn figures_written(&self, namespace: &str, name: &str) {
+        if let Ok(mut written) = self.written.lock() {
+            if written.len() >= MAX_REMEMBERED {
+                written.clear();
+            }
+            written.insert((namespace.to_owned(), name.to_owned()), Instant::now());
         }
     }
 

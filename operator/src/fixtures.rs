@@ -9,7 +9,7 @@ use http::{Method, Request, Response, StatusCode};
 use kube::Client;
 use kube::client::Body;
 use operator_core::build::config_hash;
-use operator_core::plan::ServerReport;
+use operator_core::plan::{Member, MemberChange, Peer, Replication, ServerReport, SlaveSeen};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -38,7 +38,38 @@ pub(crate) struct State {
     /// Most pods that were away or not ready at the same time, once all had been there.
     pub(crate) worst: usize,
     all_were_there: bool,
+    /// Ticks that a pod with a log still needs until it has caught up.
+    behind: BTreeMap<String, u32>,
+    /// Bytes behind that a slave reports beyond that.
+    pub(crate) lag: BTreeMap<String, i64>,
+    /// Pods that were ready once and are asked for still.
+    known: BTreeSet<String>,
+    /// Most pods of one group of brokers that were restarting at the same time.
+    pub(crate) worst_of_group: usize,
+    /// Groups that elect, by StatefulSet.
+    pub(crate) elected: BTreeMap<String, Elected>,
+    /// What must never happen, and did.
+    pub(crate) violations: Vec<String>,
+    /// Values of keys that brokers run with, by pod.
+    pub(crate) values: BTreeMap<String, BTreeMap<String, String>>,
+    /// What brokers say to a change of their keys.
+    pub(crate) refuses: Option<String>,
+    /// Pods on an empty volume while their group has a history.
+    pub(crate) blank: BTreeSet<String>,
 }
+
+/// A group that elects its master, as its members agree on it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Elected {
+    /// By id, whether it votes.
+    pub(crate) members: BTreeMap<String, bool>,
+    pub(crate) leader: Option<String>,
+    pub(crate) term: i64,
+    whole: bool,
+}
+
+/// Ticks that a broker which follows needs after its start until it has caught up.
+const CATCH_UP_TICKS: u32 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Crash {
@@ -175,6 +206,7 @@ impl Fake {
                 if there.as_ref().is_none_or(|pod| !is_ready(pod)) {
                     away += 1;
                 }
+                let ready = state.advance(&name);
                 let pod = match there {
                     Some(mut pod) => {
                         let bad = pod["spec"]["containers"][0]["image"]
@@ -185,8 +217,10 @@ impl Fake {
                             pod["status"]["containerStatuses"] = json!([{"name": "x", "image": "", "imageID": "", "ready": false, "restartCount": 0,
                                 "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]);
                         } else {
+                            pod["metadata"]["annotations"]["alive"] = json!("yes");
+                            let ready = if ready { "True" } else { "False" };
                             pod["status"]["conditions"] =
-                                json!([{"type": "Ready", "status": "True"}]);
+                                json!([{"type": "Ready", "status": ready}]);
                         }
                         pod
                     }
@@ -198,6 +232,8 @@ impl Fake {
         state
             .objects
             .retain(|(plural, _, name), _| plural != "pods" || keep.contains(name));
+        state.elect();
+        state.look_for_violations(&keep);
         if away == 0 && wanted > 0 {
             state.all_were_there = true;
         } else if state.all_were_there {
@@ -271,7 +307,210 @@ pub(crate) fn is_ready(pod: &Value) -> bool {
     pod["status"]["conditions"][0]["status"] == "True"
 }
 
+/// The lines of a file as pairs.
+fn pairs(file: &str) -> BTreeMap<String, String> {
+    file.lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// `demo-broker-0` and `2` of `demo-broker-0-2`.
+fn place(pod: &str) -> (String, String) {
+    let (set, ordinal) = pod.rsplit_once('-').unwrap();
+    (set.to_owned(), ordinal.to_owned())
+}
+
 impl State {
+    /// The file a pod started with, when its process runs.
+    fn running(&self, pod: &str) -> Option<BTreeMap<String, String>> {
+        let pod = self.objects.get(&key("pods", pod))?;
+        let annotations = &pod["metadata"]["annotations"];
+        (annotations["alive"] == "yes")
+            .then(|| pairs(annotations["started-with"].as_str().unwrap_or_default()))
+    }
+
+    fn elects(&self, pod: &str) -> bool {
+        let file = self.running(pod).unwrap_or_default();
+        file.contains_key("enableDLegerCommitLog")
+    }
+
+    /// A process that runs comes nearer to the end of its master's log. Returns whether it is ready.
+    fn advance(&mut self, pod: &str) -> bool {
+        let Some(file) = self.running(pod) else {
+            return !self.behind.contains_key(pod) || !pod.contains("broker");
+        };
+        if let Some(ticks) = self.behind.get_mut(pod) {
+            *ticks = ticks.saturating_sub(1);
+            if *ticks > 0 {
+                return false;
+            }
+            self.behind.remove(pod);
+        }
+        if !file.contains_key("enableDLegerCommitLog") {
+            return true;
+        }
+        let (set, ordinal) = place(pod);
+        let group = self.elected.get(&set);
+        group.is_some_and(|g| {
+            g.leader.is_some() && g.members.get(&format!("n{ordinal}")) == Some(&true)
+        })
+    }
+
+    /// Members that run and have the whole log.
+    fn active(&self, set: &str) -> Vec<String> {
+        let group = self.elected.get(set).cloned().unwrap_or_default();
+        let there = |id: &&String| {
+            let pod = format!("{set}-{}", id.trim_start_matches('n'));
+            self.running(&pod).is_some() && !self.behind.contains_key(&pod)
+        };
+        let voters = group.members.iter().filter(|(_, votes)| **votes);
+        voters.map(|(id, _)| id).filter(there).cloned().collect()
+    }
+
+    fn elect(&mut self) {
+        let pods: Vec<String> = self
+            .objects
+            .keys()
+            .filter(|(plural, ..)| plural == "pods")
+            .map(|(.., name)| name.clone())
+            .filter(|pod| self.elects(pod))
+            .collect();
+        for pod in &pods {
+            let (set, _) = place(pod);
+            let file = self.running(pod).unwrap_or_default();
+            let group = self.elected.entry(set).or_default();
+            if group.members.is_empty() {
+                let peers = file["dLegerPeers"].split(';');
+                group.members = peers
+                    .map(|peer| (peer.split_once('-').unwrap().0.to_owned(), true))
+                    .collect();
+            }
+        }
+        let sets: Vec<String> = self.elected.keys().cloned().collect();
+        for set in sets {
+            let learners: Vec<String> = self.elected[&set]
+                .members
+                .iter()
+                .filter(|(_, votes)| !**votes)
+                .map(|(id, _)| id.clone())
+                .collect();
+            for id in learners {
+                let pod = format!("{set}-{}", id.trim_start_matches('n'));
+                if self.running(&pod).is_some() && !self.behind.contains_key(&pod) {
+                    self.elected.get_mut(&set).unwrap().members.insert(id, true);
+                }
+            }
+            let active = self.active(&set);
+            let group = self.elected.get_mut(&set).unwrap();
+            let voters = group.members.values().filter(|votes| **votes).count();
+            if active.len() == voters {
+                group.whole = true;
+            }
+            let has_quorum = active.len() > voters / 2;
+            if group
+                .leader
+                .as_ref()
+                .is_none_or(|leader| !active.contains(leader))
+                || !has_quorum
+            {
+                group.leader = active.first().filter(|_| has_quorum).cloned();
+                group.term += 1;
+            }
+            if group.whole && !has_quorum {
+                self.violations.push(format!(
+                    "{set}: {} of {voters} members are up and caught up",
+                    active.len()
+                ));
+            }
+        }
+    }
+
+    fn look_for_violations(&mut self, keep: &BTreeSet<String>) {
+        let gone: Vec<String> = self.known.difference(keep).cloned().collect();
+        for pod in gone {
+            self.known.remove(&pod);
+            let (set, ordinal) = place(&pod);
+            if let Some(group) = self.elected.get(&set)
+                && group.members.contains_key(&format!("n{ordinal}"))
+            {
+                self.violations
+                    .push(format!("{pod} was removed while it was a member"));
+            }
+            let slaves = keep
+                .iter()
+                .filter(|p| place(p).0 == set && !p.ends_with("-0"));
+            let bare = slaves.count() == 0;
+            let master = self.running(&format!("{set}-0")).unwrap_or_default();
+            if bare
+                && master
+                    .get("brokerRole")
+                    .is_some_and(|role| role == "SYNC_MASTER")
+            {
+                self.violations.push(format!(
+                    "{pod} was removed while {set}-0 waited for its copies"
+                ));
+            }
+        }
+        let ready = |name: &String| self.objects.get(&key("pods", name)).is_some_and(is_ready);
+        let now_ready: Vec<String> = keep.iter().filter(|name| ready(name)).cloned().collect();
+        let mut away: BTreeMap<String, usize> = BTreeMap::new();
+        for pod in self.known.iter().filter(|pod| !now_ready.contains(pod)) {
+            *away.entry(place(pod).0).or_default() += 1;
+        }
+        let most = away.into_values().max().unwrap_or(0);
+        self.worst_of_group = self.worst_of_group.max(most);
+        self.known.extend(now_ready);
+    }
+
+    fn replication(&self, pod: &str) -> Replication {
+        let file = self.running(pod).unwrap_or_default();
+        let (set, ordinal) = place(pod);
+        let lag_of = |pod: &str| {
+            let ticks = i64::from(self.behind.get(pod).copied().unwrap_or(0));
+            self.lag.get(pod).copied().unwrap_or(0) + (ticks << 30)
+        };
+        if let Some(group) = self.elected.get(&set) {
+            let id = format!("n{ordinal}");
+            let active = self.active(&set);
+            let peers = group.members.iter().map(|(peer, votes)| Peer {
+                id: peer.clone(),
+                lag_bytes: lag_of(&format!("{set}-{}", peer.trim_start_matches('n'))),
+                voter: *votes,
+                active: active.contains(peer),
+            });
+            return Replication::Member(Member {
+                leads: group.leader.as_ref() == Some(&id),
+                id,
+                term: group.term,
+                blank: self.blank.contains(pod),
+                peers: peers.collect(),
+                ..Member::default()
+            });
+        }
+        const END: i64 = 1 << 40;
+        match file.get("brokerRole").map(String::as_str) {
+            Some("SLAVE") => Replication::Slave {
+                end: END - lag_of(pod),
+            },
+            Some(_) => {
+                let slaves = self.objects.iter().filter(|((plural, _, name), object)| {
+                    plural == "pods" && place(name).0 == set && name != pod && is_ready(object)
+                });
+                Replication::Master {
+                    end: END,
+                    slaves: slaves
+                        .map(|(_, object)| SlaveSeen {
+                            ip: object["status"]["podIP"].as_str().unwrap().to_owned(),
+                            in_sync: true,
+                        })
+                        .collect(),
+                }
+            }
+            None => Replication::Unknown,
+        }
+    }
+
     fn number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
@@ -311,7 +550,23 @@ impl State {
         pod["metadata"]["labels"]["controller-revision-hash"] = json!(revision);
         pod["metadata"]["annotations"] = json!({"started-with": file});
         pod["metadata"]["ownerReferences"] = json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": set["metadata"]["name"], "uid": set["metadata"]["uid"]}]);
-        pod["status"] = json!({"podIP": format!("10.0.0.{}", number % 250)});
+        pod["status"] = json!({"podIP": format!("10.0.{}.{}", number / 250, number % 250)});
+        let file = pairs(file.as_deref().unwrap_or_default());
+        self.blank.remove(name);
+        if file.get("brokerRole").is_some_and(|role| role == "SLAVE")
+            || file.contains_key("enableDLegerCommitLog")
+        {
+            self.behind.insert(name.to_owned(), CATCH_UP_TICKS);
+        }
+        let mut values: BTreeMap<String, String> = [
+            ("fileReservedTime", "72"),
+            ("slaveReadEnable", "false"),
+            ("traceOn", "true"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+        values.extend(file);
+        self.values.insert(name.to_owned(), values);
         pod
     }
 
@@ -539,21 +794,110 @@ impl Inspect for Fake {
             }));
         let reports = targets
             .filter_map(|(name, registered)| {
-                let pod = state
-                    .objects
-                    .get(&key("pods", &name))
-                    .filter(|pod| is_ready(pod))?;
+                state.running(&name)?;
+                let pod = state.objects.get(&key("pods", &name))?;
                 let file = pod["metadata"]["annotations"]["started-with"].as_str()?;
                 Some((
-                    name,
+                    name.clone(),
                     ServerReport {
                         config_hash: Some(config_hash(file.as_bytes())),
                         version: Some("V4_9_8".to_owned()),
-                        registered,
+                        registered: registered && is_ready(pod),
+                        values: state.values.get(&name).cloned().unwrap_or_default(),
+                        replication: state.replication(&name),
+                        ..ServerReport::default()
                     },
                 ))
             })
             .collect();
         Box::pin(std::future::ready(reports))
+    }
+
+    fn configure<'a>(
+        &'a self,
+        broker: &'a str,
+        changes: &'a BTreeMap<String, String>,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        let mut state = self.state();
+        let pod = state.pod_at(broker);
+        let answer = match state.refuses.clone() {
+            Some(said) => Err(said),
+            None => {
+                state.values.entry(pod).or_default().extend(changes.clone());
+                Ok(())
+            }
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
+    fn change_members<'a>(
+        &'a self,
+        leader: &'a str,
+        change: &'a MemberChange,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        let mut state = self.state();
+        // A call to a broker is like a write: the process may die before it, or after it took effect.
+        state.calls += 1;
+        let call = state.calls;
+        let crash = state.crash.filter(|(at, _)| *at == call);
+        state.crashed |= crash.is_some();
+        let mut answer = Ok(());
+        if crash.is_none_or(|(_, crash)| crash == Crash::After) {
+            answer = state.change_members(leader, change);
+        }
+        if crash.is_some() {
+            answer = Err("the process died".to_owned());
+        }
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+impl State {
+    fn pod_at(&self, address: &str) -> String {
+        let ip = address.rsplit_once(':').unwrap().0;
+        let found = self
+            .objects
+            .iter()
+            .find(|((plural, ..), object)| plural == "pods" && object["status"]["podIP"] == ip);
+        found.unwrap().0.2.clone()
+    }
+
+    fn change_members(&mut self, leader: &str, change: &MemberChange) -> Result<(), String> {
+        let (set, ordinal) = place(&self.pod_at(leader));
+        let active = self.active(&set);
+        let group = self.elected.get_mut(&set).unwrap();
+        if group.leader != Some(format!("n{ordinal}")) {
+            return Err("this is not the leader".to_owned());
+        }
+        let learns = group.members.values().any(|votes| !votes);
+        match change {
+            MemberChange::Transfer { to } => {
+                if !active.contains(to) {
+                    return Err(format!("{to} has not caught up"));
+                }
+                group.leader = Some(to.clone());
+                group.term += 1;
+            }
+            MemberChange::Add { id, address } => {
+                let pod = format!("{set}-{}", id.trim_start_matches('n'));
+                assert!(
+                    address.starts_with(&format!("{pod}.{set}.{NAMESPACE}.svc:")),
+                    "{address}"
+                );
+                if learns {
+                    self.violations.push(format!("{set}: two changes at once"));
+                }
+                group.members.entry(id.clone()).or_insert(false);
+                self.blank.remove(&pod);
+                self.behind.insert(pod, CATCH_UP_TICKS);
+            }
+            MemberChange::Remove { id } => {
+                if group.leader.as_ref() == Some(id) {
+                    return Err("the leader does not let itself go".to_owned());
+                }
+                group.members.remove(id);
+            }
+        }
+        Ok(())
     }
 }

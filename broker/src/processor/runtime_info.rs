@@ -75,6 +75,11 @@ fn table(broker: &Broker) -> BTreeMap<String, String> {
     put("brokerVersionDesc", VERSION_DESC.to_owned());
     put("brokerActive", broker.is_master().to_string());
 
+    // Ours: what `/readyz` says, for those who can ask here only.
+    if let Err(reason) = remoting::http::Health::ready(&*broker.status) {
+        put("notReady", reason);
+    }
+
     put("putTps", stats.put_tps().to_string());
     put("getFoundTps", stats.get_found_tps().to_string());
     put("getMissTps", stats.get_miss_tps().to_string());

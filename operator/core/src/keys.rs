@@ -49,13 +49,6 @@ pub fn is_dynamic(name: &str) -> bool {
     broker_key(name).is_some_and(|key| key.dynamic)
 }
 
-/// Every key that the broker takes while it runs, with its default.
-pub fn dynamic() -> impl Iterator<Item = (&'static str, &'static str)> {
-    KEYS.iter()
-        .filter(|(_, key)| key.dynamic)
-        .map(|(name, key)| (*name, key.default))
-}
-
 /// Why a value cannot be one of this key; `None` as well for keys that the broker does not know, of which it warns.
 pub fn problem(name: &str, value: &str) -> Option<String> {
     let value = value.trim();
@@ -79,6 +72,9 @@ pub fn problem(name: &str, value: &str) -> Option<String> {
 pub fn same(name: &str, wanted: &str, running: &str) -> bool {
     match broker_key(name).map(|key| key.kind) {
         Some("boolean") => wanted.trim().eq_ignore_ascii_case(running.trim()),
+        Some("int" | "long" | "port") => {
+            wanted.trim().parse::<i64>().ok() == running.trim().parse::<i64>().ok()
+        }
         _ => wanted.trim() == running.trim(),
     }
 }
@@ -99,9 +95,11 @@ mod tests {
         );
         assert!(!is_dynamic("brokerRole") && !is_dynamic("flushDiskType"));
         assert!(!is_dynamic("no such key") && broker_key("Key").is_none());
-        assert!(dynamic().count() > 30);
-        for (name, default) in dynamic() {
-            assert_eq!(problem(name, default), None, "{name}");
+        let dynamic = KEYS.iter().filter(|(_, key)| key.dynamic);
+        assert!(dynamic.clone().count() > 30);
+        for (name, key) in dynamic {
+            assert_eq!(problem(name, key.default), None, "{name}");
+            assert!(same(name, key.default, key.default), "{name}");
         }
     }
 

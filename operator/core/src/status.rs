@@ -7,12 +7,13 @@ use std::fmt::Write as _;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::api::{BrokerStatus, NameServersStatus, RocketClusterStatus};
+use crate::api::{BrokerGroupStatus, BrokerStatus, NameServersStatus, RocketClusterStatus, Role};
 use crate::build::{
     BROKER_PORT, Component, LABEL_CLUSTER, LABEL_COMPONENT, NAME_SERVER_PORT, configured_role,
     names,
 };
-use crate::plan::{Observed, Plan, Wanted, is_well, wanted_pods};
+use crate::plan::group::Group;
+use crate::plan::{Observed, Plan, QUORUM_AT_RISK, Wanted, is_well, wanted_pods};
 
 /// The cluster serves as asked.
 pub const READY: &str = "Ready";
@@ -59,17 +60,18 @@ pub fn status(
 ) -> RocketClusterStatus {
     let cluster = &plan.cluster;
     let wanted = wanted_pods(cluster);
+    let groups: Vec<Group> = (0..cluster.broker.groups)
+        .map(|group| Group::of(cluster, observed, group))
+        .collect();
+    let well = |w: &Wanted| well(observed, w, &groups);
     let count = |component: Component| {
         let all = wanted.iter().filter(|w| w.component == component);
-        let well = all.clone().filter(|w| well(observed, w).is_ok()).count();
+        let well = all.clone().filter(|w| well(w).is_ok()).count();
         (well, all.count())
     };
     let (name_servers_well, name_servers) = count(Component::NameServer);
     let (brokers_well, brokers) = count(Component::Broker);
-    let troubles: Vec<String> = wanted
-        .iter()
-        .filter_map(|w| well(observed, w).err())
-        .collect();
+    let troubles: Vec<String> = wanted.iter().filter_map(|w| well(w).err()).collect();
 
     let ready = if troubles.is_empty() {
         Says::new(
@@ -109,6 +111,16 @@ pub fn status(
                 plan.outdated.len()
             ),
         )
+    } else if let Some(step) = &plan.member_step {
+        Says::new(
+            PROGRESSING,
+            true,
+            "ChangingMembers",
+            format!("{} {}: {}", step.group, step.change, step.why),
+        )
+    } else if plan.at_risk {
+        let waiting = plan.waiting.as_deref().unwrap_or_default();
+        Says::new(PROGRESSING, true, QUORUM_AT_RISK, waiting)
     } else if !plan.outdated.is_empty() {
         let waiting = plan.waiting.as_deref().unwrap_or("the next look");
         Says::new(
@@ -161,7 +173,7 @@ pub fn status(
     let mut rows: Vec<BrokerStatus> = wanted
         .iter()
         .filter(|w| w.component == Component::Broker)
-        .map(|w| broker_row(plan, observed, w))
+        .map(|w| broker_row(plan, observed, w, &groups, well(w).is_ok()))
         .collect();
     rows.sort_by_key(|row| natural(&row.pod));
 
@@ -185,6 +197,13 @@ pub fn status(
             nodes: Some(node_list.join(";")),
         }),
         brokers: rows,
+        masters: masters(&groups),
+        in_sync: in_sync(&groups),
+        broker_groups: groups
+            .iter()
+            .filter(|group| group.brokers.len() > 1)
+            .map(group_row)
+            .collect(),
         groups: i32::try_from(observed.groups().count()).ok(),
         selector: Some(format!(
             "{LABEL_CLUSTER}={},{LABEL_COMPONENT}={}",
@@ -265,27 +284,119 @@ fn conditions(
         .collect()
 }
 
-fn well(observed: &Observed, wanted: &Wanted) -> Result<(), String> {
+fn well(observed: &Observed, wanted: &Wanted, groups: &[Group]) -> Result<(), String> {
+    let group = (wanted.component == Component::Broker)
+        .then(|| groups.iter().find(|group| group.group == wanted.group))
+        .flatten();
     match observed.pod(&wanted.pod) {
         None => Err(format!("{} is not there yet", wanted.pod)),
         Some(pod) if pod.terminating => Err(format!("{} is being replaced", wanted.pod)),
-        Some(pod) => is_well(wanted, pod),
+        Some(pod) => is_well(wanted, pod, group),
     }
 }
 
-fn broker_row(plan: &Plan, observed: &Observed, wanted: &Wanted) -> BrokerStatus {
+/// How many brokers of these groups have what their master has, of all in groups with copies.
+fn in_sync<'a>(groups: impl IntoIterator<Item = &'a Group>) -> Option<String> {
+    let copies: Vec<_> = groups
+        .into_iter()
+        .filter(|group| group.brokers.len() > 1)
+        .flat_map(|group| &group.brokers)
+        .collect();
+    let there = copies.iter().filter(|b| b.in_sync == Some(true)).count();
+    (!copies.is_empty()).then(|| format!("{there}/{}", copies.len()))
+}
+
+fn masters(groups: &[Group]) -> Option<String> {
+    let all: Vec<String> = groups.iter().filter_map(|g| g.master.clone()).collect();
+    (!all.is_empty()).then(|| {
+        let more = all.len().saturating_sub(NAMED_PODS);
+        let named = all[..all.len() - more].join(",");
+        if more > 0 {
+            format!("{named},…")
+        } else {
+            named
+        }
+    })
+}
+
+fn group_row(group: &Group) -> BrokerGroupStatus {
+    let elected = group.elected.as_ref();
+    BrokerGroupStatus {
+        name: group.name.clone(),
+        master: group.master.clone(),
+        in_sync: in_sync([group]).unwrap_or_default(),
+        commit_offset: group.commit_offset,
+        term: elected.map(|elected| elected.term),
+        commit_index: elected.map(|elected| elected.commit_index),
+        applied_index: elected.map(|elected| elected.applied_index),
+    }
+}
+
+/// Figures that move with every message. They are no reason to write a status, but go along when there is one.
+pub fn without_figures(status: &RocketClusterStatus) -> RocketClusterStatus {
+    let mut status = status.clone();
+    for group in &mut status.broker_groups {
+        (group.commit_offset, group.commit_index, group.applied_index) = (None, None, None);
+    }
+    for broker in &mut status.brokers {
+        broker.lag_bytes = None;
+    }
+    for condition in &mut status.conditions {
+        condition.message = without_long_numbers(&condition.message);
+    }
+    status
+}
+
+/// Digits of a number that is a figure and not a count.
+const FIGURE_DIGITS: usize = 4;
+
+fn without_long_numbers(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut digits = String::new();
+    for c in text.chars().chain(['\0']) {
+        if c.is_ascii_digit() {
+            digits.push(c);
+            continue;
+        }
+        if digits.len() >= FIGURE_DIGITS {
+            out.push('#');
+        } else {
+            out.push_str(&digits);
+        }
+        digits.clear();
+        out.push(c);
+    }
+    out.pop();
+    out
+}
+
+fn broker_row(
+    plan: &Plan,
+    observed: &Observed,
+    wanted: &Wanted,
+    groups: &[Group],
+    ready: bool,
+) -> BrokerStatus {
+    let group = groups.iter().find(|group| group.group == wanted.group);
+    let standing = group.and_then(|group| group.broker(wanted.ordinal));
+    let copies = group.is_some_and(|group| group.brokers.len() > 1);
     let pod = observed.pod(&wanted.pod);
     let report = pod.and_then(|pod| pod.server.as_ref());
     BrokerStatus {
         name: names::broker_name(&plan.cluster.broker.name_prefix, wanted.group),
         pod: wanted.pod.clone(),
-        role: configured_role(plan.cluster.mode, wanted.ordinal).unwrap_or(crate::api::Role::Slave),
-        broker_id: wanted.ordinal,
+        role: standing.and_then(|standing| standing.role),
+        broker_id: match configured_role(plan.cluster.mode, wanted.ordinal) {
+            Some(Role::Master | Role::Slave) => Some(i64::from(wanted.ordinal)),
+            None => report.and_then(|report| report.broker_id),
+        },
+        lag_bytes: standing.filter(|_| copies).and_then(|s| s.lag_bytes),
+        in_sync: standing.filter(|_| copies).and_then(|s| s.in_sync),
         address: observed
             .broker_ips
             .get(&wanted.pod)
             .map(|ip| host_port(ip, BROKER_PORT)),
-        ready: well(observed, wanted).is_ok(),
+        ready,
         registered: report.is_some_and(|report| report.registered),
         up_to_date: pod.is_some() && !plan.outdated.iter().any(|o| o.pod == wanted.pod),
         version: report.and_then(|report| report.version.clone()),

@@ -64,7 +64,10 @@ pub struct ValidatedNameServer {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ValidatedBroker {
     pub groups: i32,
+    /// Brokers of a group, as asked for; [`Self::replicas`] is what a group has for now.
     pub replicas_per_group: i32,
+    /// Groups that have another size for now, on their way to the one asked for. Set by [`crate::plan`] alone.
+    pub staged: BTreeMap<i32, i32>,
     pub name_prefix: String,
     pub image: String,
     pub config: BTreeMap<String, String>,
@@ -73,6 +76,16 @@ pub struct ValidatedBroker {
     pub storage: StorageSpec,
     pub resources: Option<ResourceRequirements>,
     pub pod: PodSpec,
+}
+
+impl ValidatedBroker {
+    /// Brokers of a group for now.
+    pub fn replicas(&self, group: i32) -> i32 {
+        self.staged
+            .get(&group)
+            .copied()
+            .unwrap_or(self.replicas_per_group)
+    }
 }
 
 /// One thing that is wrong, and where.
@@ -301,6 +314,7 @@ pub fn validate(cluster: &RocketCluster, defaults: &Defaults) -> Result<Validate
         broker: ValidatedBroker {
             groups,
             replicas_per_group: replicas,
+            staged: BTreeMap::new(),
             name_prefix: spec.broker.name_prefix.clone(),
             image: format!("{repository}/mqbroker:{tag}"),
             config: broker_config,

@@ -4,23 +4,25 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, Service, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::ListParams;
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt};
+use operator_core::api::Mode;
 use operator_core::build::{
-    BROKER_PORT, Component, LABEL_CLUSTER, LABEL_MANAGED_BY, MANAGED_BY, NAME_SERVER_PORT, names,
+    BROKER_PORT, Component, LABEL_CLUSTER, LABEL_MANAGED_BY, MANAGED_BY, NAME_SERVER_PORT,
+    configured_role, names,
 };
-use operator_core::plan::{Observed, ObservedPod, wanted_pods};
+use operator_core::plan::{Observed, ObservedPod, noted_keys, wanted_pods};
 use operator_core::status::host_port;
 use operator_core::validate::ValidatedCluster;
 use serde::de::DeserializeOwned;
 
 use crate::context::Context;
 use crate::error::{During, Error};
-use crate::inspect::{BrokerTarget, NameServerTarget, Request};
+use crate::inspect::{BrokerTarget, Copies, NameServerTarget, Request};
 
 /// What was read.
 pub(super) struct Seen {
@@ -63,6 +65,10 @@ pub(super) async fn dereference(
         .iter()
         .filter_map(|service| Some((service.name_any(), cluster_ip(service)?)))
         .collect();
+    let dynamic_keys = config_maps
+        .iter()
+        .map(|(name, meta)| (name.clone(), noted_keys(meta.annotations.as_ref())))
+        .collect();
     let mut observed = Observed {
         name_server_ip: broker_ips.get(&names::name_server(&cluster.name)).cloned(),
         pods: pods
@@ -71,7 +77,8 @@ pub(super) async fn dereference(
             .map(observed_pod)
             .collect(),
         broker_ips,
-        ..Observed::default()
+        dynamic_keys,
+        stateful_sets,
     };
     ask_servers(context, cluster, &pods, &mut observed).await;
     let seen = Seen {
@@ -82,14 +89,12 @@ pub(super) async fn dereference(
             .iter()
             .map(|o| (o.name_any(), o.metadata.clone()))
             .collect(),
-        stateful_sets: stateful_sets
+        stateful_sets: observed
+            .stateful_sets
             .iter()
             .map(|o| (o.name_any(), o.metadata.clone()))
             .collect(),
-        observed: Observed {
-            stateful_sets,
-            ..observed
-        },
+        observed,
     };
     Ok(seen)
 }
@@ -166,12 +171,18 @@ fn observed_pod(pod: &Pod) -> ObservedPod {
     ObservedPod {
         name: pod.name_any(),
         uid: pod.uid().unwrap_or_default(),
+        ip: ip_of(pod),
         revision: pod.labels().get("controller-revision-hash").cloned(),
         ready: condition(pod, "Ready").is_some_and(|c| c.status == "True"),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         trouble: trouble(pod),
         server: None,
     }
+}
+
+fn ip_of(pod: &Pod) -> Option<String> {
+    let ip = pod.status.as_ref()?.pod_ip.clone()?;
+    (!ip.is_empty()).then_some(ip)
 }
 
 fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a k8s_openapi::api::core::v1::PodCondition> {
@@ -196,20 +207,20 @@ const TROUBLES: [&str; 8] = [
 ];
 
 fn trouble(pod: &Pod) -> Option<String> {
-    let waiting = pod
-        .status
-        .iter()
+    let statuses = pod.status.iter();
+    let waiting = statuses
         .flat_map(|status| status.container_statuses.iter().flatten())
-        .filter_map(|container| container.state.as_ref()?.waiting.as_ref())
-        .find(|waiting| {
-            waiting
-                .reason
-                .as_deref()
-                .is_some_and(|reason| TROUBLES.contains(&reason))
+        .find_map(|container| {
+            let waiting = container.state.as_ref()?.waiting.as_ref()?;
+            let reason = waiting.reason.clone()?;
+            TROUBLES
+                .contains(&reason.as_str())
+                .then_some((container, waiting, reason))
         });
-    if let Some(waiting) = waiting {
-        let reason = waiting.reason.clone().unwrap_or_default();
-        return Some(match &waiting.message {
+    if let Some((container, waiting, reason)) = waiting {
+        // What the process said last is worth more than how long Kubernetes waits before it tries again.
+        let said = last_words(container).or_else(|| waiting.message.clone());
+        return Some(match said {
             Some(message) => format!("{reason}: {message}"),
             None => reason,
         });
@@ -229,6 +240,21 @@ fn trouble(pod: &Pod) -> Option<String> {
         })
 }
 
+/// Letters of a process's last line that a message takes.
+const MAX_LAST_WORDS: usize = 500;
+
+/// The last line that a process wrote before it failed.
+fn last_words(container: &ContainerStatus) -> Option<String> {
+    let ended = container.last_state.as_ref()?.terminated.as_ref()?;
+    let line = ended
+        .message
+        .as_ref()?
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())?;
+    Some(line.trim().chars().take(MAX_LAST_WORDS).collect())
+}
+
 /// Asks every process that can answer how it is.
 async fn ask_servers(
     context: &Context,
@@ -237,21 +263,23 @@ async fn ask_servers(
     observed: &mut Observed,
 ) {
     let mut request = Request::default();
-    for wanted in wanted_pods(&with_all_groups(cluster, observed)) {
+    let all = with_all_that_is_there(cluster, observed);
+    let copies = match cluster.mode {
+        Mode::DLedger => Copies::Members,
+        // A single master may have slaves that it is about to lose.
+        _ => Copies::Slaves,
+    };
+    for wanted in wanted_pods(&all) {
         let Some(pod) = pods
             .iter()
             .find(|pod| pod.name_any() == wanted.pod && pod.metadata.deletion_timestamp.is_none())
         else {
             continue;
         };
-        let Some(ip) = pod
-            .status
-            .as_ref()
-            .and_then(|status| status.pod_ip.as_deref())
-            .filter(|ip| !ip.is_empty())
-        else {
+        let Some(ip) = ip_of(pod) else {
             continue;
         };
+        let ip = ip.as_str();
         match wanted.component {
             Component::NameServer => {
                 request.name_servers.push(NameServerTarget {
@@ -262,7 +290,9 @@ async fn ask_servers(
             Component::Broker => request.brokers.push(BrokerTarget {
                 address: host_port(ip, BROKER_PORT),
                 broker_name: names::broker_name(&cluster.broker.name_prefix, wanted.group),
-                broker_id: i64::from(wanted.ordinal),
+                broker_id: configured_role(cluster.mode, wanted.ordinal)
+                    .map(|_| i64::from(wanted.ordinal)),
+                copies,
                 registered_address: observed
                     .broker_ips
                     .get(&wanted.pod)
@@ -277,19 +307,25 @@ async fn ask_servers(
     }
 }
 
-/// Groups that are there but no longer asked for are kept by the plan, so they are asked too.
-fn with_all_groups(cluster: &ValidatedCluster, observed: &Observed) -> ValidatedCluster {
+/// Groups and brokers that are there but no longer asked for may be kept by the plan for now, so they are asked too.
+fn with_all_that_is_there(cluster: &ValidatedCluster, observed: &Observed) -> ValidatedCluster {
     let mut all = cluster.clone();
-    let there = observed.pods.iter().filter_map(|pod| {
-        let rest = pod
-            .name
-            .strip_prefix(&format!("{}-broker-", cluster.name))?;
-        rest.split_once('-')?.0.parse::<i32>().ok()
-    });
-    all.broker.groups = there
-        .map(|group| group + 1)
+    let groups = observed.groups().map(|group| group + 1);
+    all.broker.groups = groups
         .fold(all.broker.groups, i32::max)
         .min(operator_core::api::MAX_GROUPS);
+    for group in 0..all.broker.groups {
+        let there = (0..operator_core::api::MAX_REPLICAS_PER_GROUP)
+            .filter(|ordinal| {
+                let pod = names::broker_pod(&cluster.name, group, *ordinal);
+                observed.pod(&pod).is_some()
+            })
+            .max();
+        let size = there.map_or(0, |ordinal| ordinal + 1);
+        if size > all.broker.replicas_per_group {
+            all.broker.staged.insert(group, size);
+        }
+    }
     all
 }
 
@@ -336,6 +372,18 @@ mod tests {
         assert_eq!(
             trouble(&waiting("ErrImagePull", json!("not found"))).unwrap(),
             "ErrImagePull: not found"
+        );
+        let mut crashed = waiting(
+            "CrashLoopBackOff",
+            json!("back-off 10s restarting failed container"),
+        );
+        let mut status = serde_json::to_value(&crashed.status).unwrap();
+        status["containerStatuses"][0]["lastState"] = json!({"terminated": {"exitCode": 1,
+            "message": "boot\n/etc/rocketmq/x.conf:3: fileReservedTime=soon: takes a whole number\n"}});
+        crashed.status = serde_json::from_value(status).unwrap();
+        assert_eq!(
+            trouble(&crashed).unwrap(),
+            "CrashLoopBackOff: /etc/rocketmq/x.conf:3: fileReservedTime=soon: takes a whole number"
         );
         let unscheduled = |since: &str| {
             pod(json!({"conditions": [{

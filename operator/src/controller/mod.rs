@@ -1,4 +1,4 @@
-//! The RocketCluster controller: dereference → validate → plan (which builds) → apply → restart → sweep → status.
+//! The RocketCluster controller: dereference → validate → plan (which builds) → apply → tell → restart → sweep → status.
 //!
 //! Every step looks at what is, never at what an earlier run did, and each may be the last one of a dying process: the next run takes up from
 //! there. Objects are applied before a pod is restarted, and swept last, so that nothing is removed before its successor is there.
@@ -6,6 +6,7 @@
 mod apply;
 mod dereference;
 mod status;
+mod tell;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -24,7 +25,7 @@ use kube::runtime::watcher;
 use kube::{Api, Resource, ResourceExt};
 use operator_core::api::RocketCluster;
 use operator_core::build::{LABEL_CLUSTER, LABEL_MANAGED_BY, MANAGED_BY};
-use operator_core::plan::{Observed, Plan, plan};
+use operator_core::plan::{Observed, Plan, Refusal, plan};
 use operator_core::validate::validate;
 use tokio_util::sync::CancellationToken;
 
@@ -169,14 +170,19 @@ async fn steps(object: &Guarded, context: &Context) -> Result<Action, Error> {
         Err(error) => return failed(context, cluster, None, error).await,
     };
     let mut plan = plan(&validated, &seen.observed);
-    if !plan.cluster.paused {
+    if !plan.cluster.paused && !plan.held {
         match carry_out(context, cluster, &plan, &seen).await {
             // Pods can be compared with a new template only when Kubernetes has given it a revision; until then it is not "all as asked".
-            Ok(changed) => {
-                let first = changed.first();
+            Ok(done) => {
+                let first = done.changed.first();
                 plan.waiting = plan
                     .waiting
                     .or_else(|| first.map(|set| operator_core::plan::not_seen_yet(set)));
+                if let Some(why) = done.members_unchanged {
+                    plan.waiting = Some(why);
+                    plan.member_step = None;
+                }
+                plan.refusals.extend(done.refusals);
             }
             Err(error) => {
                 return failed(context, cluster, Some((&plan, &seen.observed)), error).await;
@@ -187,14 +193,30 @@ async fn steps(object: &Guarded, context: &Context) -> Result<Action, Error> {
     Ok(Action::requeue(next_look(&plan, written.as_ref())))
 }
 
-/// Returns the StatefulSets that changed.
+/// What came of a plan.
+#[derive(Default)]
+struct Done {
+    /// StatefulSets that changed.
+    changed: BTreeSet<String>,
+    /// Why a leader did not change its group's members; it is asked again at the next look.
+    members_unchanged: Option<String>,
+    /// What brokers refuse.
+    refusals: Vec<Refusal>,
+}
+
 async fn carry_out(
     context: &Context,
     cluster: &RocketCluster,
     plan: &Plan,
     seen: &dereference::Seen,
-) -> Result<BTreeSet<String>, Error> {
+) -> Result<Done, Error> {
     let changed = apply::apply(context, cluster, &plan.objects, seen).await?;
+    let mut done = Done::default();
+    if let Some(step) = &plan.member_step {
+        let asked = tell::change_members(context, cluster, step, &seen.observed).await;
+        done.members_unchanged = asked.err();
+    }
+    done.refusals = tell::configure(context, cluster, &plan.configure, &seen.observed).await;
     if let Some(restart) = &plan.restart {
         // The plan rests on what was seen before the apply: a StatefulSet that has just changed is looked at again first.
         if changed.contains(&restart.stateful_set) {
@@ -204,7 +226,8 @@ async fn carry_out(
         }
     }
     apply::sweep(context, cluster, &plan.objects, seen).await?;
-    Ok(changed)
+    done.changed = changed;
+    Ok(done)
 }
 
 /// The error is told in the status before it is returned, where that is possible.
@@ -221,7 +244,11 @@ async fn failed(
 }
 
 fn next_look(plan: &Plan, status: Option<&operator_core::api::RocketClusterStatus>) -> Duration {
-    if plan.outdated.is_empty() && plan.waiting.is_none() || plan.cluster.paused {
+    let quiet = plan.outdated.is_empty()
+        && plan.waiting.is_none()
+        && plan.member_step.is_none()
+        && plan.configure.is_empty();
+    if quiet || plan.cluster.paused || plan.held {
         return CALM;
     }
     let since = status

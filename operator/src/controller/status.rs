@@ -31,6 +31,15 @@ pub(super) async fn of(
     observed: &Observed,
 ) -> Result<Option<RocketClusterStatus>, Error> {
     let status = status::status(plan, observed, cluster.status.as_ref(), &now());
+    let before = cluster.status.as_ref();
+    // Each write makes another look, so figures that always move would keep the operator running in circles.
+    let same_but_figures =
+        before.is_some_and(|b| status::without_figures(b) == status::without_figures(&status));
+    let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+    if same_but_figures && !context.figures_due(&namespace, &name) {
+        return Ok(Some(status));
+    }
+    context.figures_written(&namespace, &name);
     tell_turns(context, cluster, cluster.status.as_ref(), &status).await;
     write(context, cluster, cluster.status.as_ref(), &status).await?;
     Ok(Some(status))

@@ -1,5 +1,7 @@
 //! Whole reconciles against the small Kubernetes of `fixtures`.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -343,6 +345,349 @@ async fn groups_grow_and_a_smaller_number_is_refused() {
     assert_eq!(restarts(&fake), [""; 0]);
 }
 
+fn with_slaves(mode: &str) -> Value {
+    json!({"mode": mode, "nameServer": {"replicas": 1}})
+}
+
+#[tokio::test]
+async fn slaves_are_restarted_before_their_masters_and_each_waits_until_the_last_has_caught_up() {
+    for mode in ["2m-2s-async", "2m-2s-sync"] {
+        let (fake, context) = running(with_slaves(mode)).await;
+        let mut spec = with_slaves(mode);
+        spec["image"] = json!({"tag": "2.0"});
+        fake.user_applies("demo", spec);
+        settle(&fake, &context, "demo").await;
+        assert_eq!(
+            restarts(&fake),
+            [
+                "demo-namesrv-0",
+                "demo-broker-0-1",
+                "demo-broker-0-0",
+                "demo-broker-1-1",
+                "demo-broker-1-0"
+            ]
+        );
+        let state = fake.state();
+        assert_eq!((state.worst, state.worst_of_group), (1, 1));
+        assert_eq!(state.violations, [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_slave_that_does_not_catch_up_holds_its_master() {
+    let (fake, context) = running(with_slaves("2m-2s-sync")).await;
+    fake.state()
+        .lag
+        .insert("demo-broker-0-1".to_owned(), 700 << 20);
+    let mut spec = with_slaves("2m-2s-sync");
+    spec["broker"] = json!({"config": {"flushDiskType": "SYNC_FLUSH"}});
+    fake.user_applies("demo", spec);
+    for _ in 0..20 {
+        look(&fake, &context, "demo").await.unwrap();
+        fake.tick();
+    }
+    // It is itself outdated and not well, so it is restarted; nobody else is.
+    assert_eq!(restarts(&fake), ["demo-broker-0-1"]);
+    let said = "demo-broker-0-1 has not caught up: it is more than 512 MiB behind";
+    assert_eq!(condition(&fake, "demo", "Ready").2, said);
+    let row = &fake.get("rocketclusters", "demo").unwrap()["status"]["brokers"][1];
+    assert_eq!(
+        (&row["role"], &row["inSync"], &row["ready"]),
+        (&json!("Slave"), &json!(false), &json!(false))
+    );
+    fake.state().lag.clear();
+    settle(&fake, &context, "demo").await;
+    assert_eq!(restarts(&fake).len(), 4);
+    let status = &fake.get("rocketclusters", "demo").unwrap()["status"];
+    assert_eq!(status["inSync"], "4/4");
+    assert_eq!(status["masters"], "demo-broker-0-0,demo-broker-1-0");
+    assert_eq!(status["brokerGroups"][1]["inSync"], "2/2");
+}
+
+#[tokio::test]
+async fn single_master_becomes_master_and_slave_without_a_restart() {
+    let (fake, context) =
+        running(json!({"mode": "single-master", "nameServer": {"replicas": 1}})).await;
+    fake.user_applies(
+        "demo",
+        json!({"mode": "2m-2s-async", "nameServer": {"replicas": 1}, "broker": {"groups": 1}}),
+    );
+    settle(&fake, &context, "demo").await;
+    assert_eq!(restarts(&fake), [""; 0]);
+    assert!(fake.get("pods", "demo-broker-0-1").is_some());
+    // What the master can take while it runs it was told.
+    assert_eq!(
+        fake.state().values["demo-broker-0-0"]["slaveReadEnable"],
+        "true"
+    );
+    assert_eq!(condition(&fake, "demo", "Ready").0, "True");
+}
+
+#[tokio::test]
+async fn a_master_promises_copies_only_when_there_is_one_and_stops_before_the_last_goes() {
+    let (fake, context) = running(multi_master()).await;
+    fake.user_applies("demo", json!({"mode": "2m-2s-sync"}));
+    settle(&fake, &context, "demo").await;
+    assert_eq!(restarts(&fake), ["demo-broker-0-0", "demo-broker-1-0"]);
+    let role = |pod: &str| fake.state().values[pod]["brokerRole"].clone();
+    assert_eq!(role("demo-broker-0-0"), "SYNC_MASTER");
+    fake.state().writes.clear();
+    fake.user_applies("demo", multi_master());
+    // The slaves stay until their masters run without the promise.
+    look(&fake, &context, "demo").await.unwrap();
+    fake.tick();
+    look(&fake, &context, "demo").await.unwrap();
+    assert_eq!(
+        fake.get("statefulsets", "demo-broker-0").unwrap()["spec"]["replicas"],
+        2
+    );
+    settle(&fake, &context, "demo").await;
+    assert_eq!(restarts(&fake), ["demo-broker-0-0", "demo-broker-1-0"]);
+    assert_eq!(role("demo-broker-0-0"), "ASYNC_MASTER");
+    assert_eq!(fake.get("pods", "demo-broker-0-1"), None);
+    assert_eq!(fake.get("services", "demo-broker-1-1"), None);
+    let state = fake.state();
+    assert_eq!(state.violations, [""; 0]);
+    assert_eq!(state.worst_of_group, 1);
+    // And the key that only copies asked for is put back.
+    assert_eq!(state.values["demo-broker-0-0"]["slaveReadEnable"], "false");
+}
+
+#[tokio::test]
+async fn a_slave_that_cannot_run_does_not_keep_itself() {
+    let (fake, context) = running(with_slaves("2m-2s-sync")).await;
+    fake.user_applies(
+        "demo",
+        json!({"mode": "2m-2s-sync", "nameServer": {"replicas": 1}, "broker": {"replicasPerGroup": 3}}),
+    );
+    settle(&fake, &context, "demo").await;
+    fake.state()
+        .lag
+        .insert("demo-broker-1-2".to_owned(), 1 << 40);
+    fake.user_applies("demo", with_slaves("2m-2s-sync"));
+    settle(&fake, &context, "demo").await;
+    assert_eq!(fake.get("pods", "demo-broker-1-2"), None);
+    assert_eq!(condition(&fake, "demo", "Ready").0, "True");
+    assert_eq!(restarts(&fake), [""; 0]);
+}
+
+fn dledger(broker: Value) -> Value {
+    json!({"mode": "dledger", "nameServer": {"replicas": 1}, "broker": broker})
+}
+
+#[tokio::test]
+async fn a_group_that_elects_is_restarted_leader_last_and_keeps_its_majority() {
+    let (fake, context) = running(dledger(json!({}))).await;
+    let leader = fake.state().elected["demo-broker-0"].leader.clone();
+    assert_eq!(leader.as_deref(), Some("n0"));
+    let status = &fake.get("rocketclusters", "demo").unwrap()["status"];
+    assert_eq!(status["masters"], "demo-broker-0-0");
+    assert_eq!(status["brokerGroups"][0]["inSync"], "3/3");
+    assert!(status["brokerGroups"][0]["term"].is_number());
+    // Somebody else leads than the place would suggest.
+    fake.state()
+        .elected
+        .get_mut("demo-broker-0")
+        .unwrap()
+        .leader = Some("n1".to_owned());
+    fake.user_applies(
+        "demo",
+        dledger(json!({"config": {"flushDiskType": "SYNC_FLUSH"}})),
+    );
+    settle(&fake, &context, "demo").await;
+    assert_eq!(
+        restarts(&fake),
+        ["demo-broker-0-2", "demo-broker-0-0", "demo-broker-0-1"]
+    );
+    let state = fake.state();
+    assert_eq!((state.worst, state.worst_of_group), (1, 1));
+    assert_eq!(state.violations, [""; 0]);
+}
+
+#[tokio::test]
+async fn members_come_and_go_one_at_a_time_and_nobody_is_restarted() {
+    let (fake, context) = running(dledger(json!({}))).await;
+    fake.user_applies("demo", dledger(json!({"replicasPerGroup": 5})));
+    settle(&fake, &context, "demo").await;
+    assert_eq!(fake.state().elected["demo-broker-0"].members.len(), 5);
+    assert_eq!(condition(&fake, "demo", "Ready").0, "True");
+    let took: Vec<String> = fake
+        .state()
+        .events
+        .iter()
+        .filter(|e| e.starts_with("ChangingMembers"))
+        .cloned()
+        .collect();
+    assert_eq!(
+        took,
+        [
+            "ChangingMembers: broker-0 takes n3 in: demo-broker-0-3 joins",
+            "ChangingMembers: broker-0 takes n4 in: demo-broker-0-4 joins"
+        ]
+    );
+    // The one that is to go leads: it hands over first.
+    fake.state()
+        .elected
+        .get_mut("demo-broker-0")
+        .unwrap()
+        .leader = Some("n4".to_owned());
+    fake.user_applies("demo", dledger(json!({})));
+    settle(&fake, &context, "demo").await;
+    assert_eq!(fake.state().elected["demo-broker-0"].members.len(), 3);
+    assert_eq!(fake.get("pods", "demo-broker-0-3"), None);
+    assert_eq!(restarts(&fake), [""; 0]);
+    assert_eq!(fake.state().violations, [""; 0]);
+}
+
+#[tokio::test]
+async fn what_would_break_the_majority_is_refused_with_the_numbers() {
+    let (fake, context) = running(dledger(json!({"replicasPerGroup": 5}))).await;
+    // Two of five are too far behind to count: one more may not go.
+    for pod in ["demo-broker-0-1", "demo-broker-0-2"] {
+        fake.state().lag.insert(pod.to_owned(), 1 << 40);
+    }
+    fake.user_applies("demo", dledger(json!({})));
+    for _ in 0..10 {
+        look(&fake, &context, "demo").await.unwrap();
+        fake.tick();
+    }
+    assert_eq!(fake.state().elected["demo-broker-0"].members.len(), 5);
+    let (truth, reason, message) = condition(&fake, "demo", "Degraded");
+    assert_eq!((truth.as_str(), reason.as_str()), ("True", "QuorumAtRisk"));
+    assert_eq!(
+        message,
+        "n4 of broker-0 is not removed: 2 of the 4 other members are up and caught up, and 3 are needed"
+    );
+    // A roll of the same group begins with those that do not count, and touches none of the three that do.
+    fake.user_applies(
+        "demo",
+        dledger(json!({"replicasPerGroup": 5, "config": {"flushDiskType": "SYNC_FLUSH"}})),
+    );
+    for _ in 0..30 {
+        look(&fake, &context, "demo").await.unwrap();
+        fake.tick();
+    }
+    assert_eq!(restarts(&fake), ["demo-broker-0-2"]);
+    let (truth, reason, message) = condition(&fake, "demo", "Progressing");
+    assert_eq!((truth.as_str(), reason.as_str()), ("True", "QuorumAtRisk"));
+    assert!(
+        message.contains(
+            "2 of the 5 members of broker-0 would be up and caught up without it, and 3 are needed"
+        ),
+        "{message}"
+    );
+    fake.state().lag.clear();
+    settle(&fake, &context, "demo").await;
+    assert_eq!(restarts(&fake).len(), 5);
+    assert_eq!(fake.state().violations, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_member_on_an_empty_volume_is_let_go_and_taken_in_anew() {
+    let (fake, context) = running(dledger(json!({}))).await;
+    fake.state().blank.insert("demo-broker-0-1".to_owned());
+    settle(&fake, &context, "demo").await;
+    let state = fake.state();
+    assert!(state.blank.is_empty());
+    let told: Vec<&String> = state
+        .events
+        .iter()
+        .filter(|e| e.starts_with("ChangingMembers"))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "ChangingMembers: broker-0 lets n1 go: demo-broker-0-1 begins anew with an empty volume",
+            "ChangingMembers: broker-0 takes n1 in: demo-broker-0-1 joins"
+        ]
+    );
+    assert!(state.elected["demo-broker-0"].members["n1"]);
+}
+
+#[tokio::test]
+async fn keys_that_a_running_broker_takes_are_told_and_taken_back_without_a_restart() {
+    let (fake, context) = running(multi_master()).await;
+    // Somebody changed a key that nobody asked for here: it is theirs.
+    fake.state()
+        .values
+        .get_mut("demo-broker-1-0")
+        .unwrap()
+        .insert("traceOn".to_owned(), "false".to_owned());
+    let spec = |config: Value| json!({"mode": "multi-master", "broker": {"config": config}});
+    fake.user_applies("demo", spec(json!({"fileReservedTime": 48})));
+    settle(&fake, &context, "demo").await;
+    let value = |pod: &str, key: &str| fake.state().values[pod][key].clone();
+    for pod in ["demo-broker-0-0", "demo-broker-1-0"] {
+        assert_eq!(value(pod, "fileReservedTime"), "48");
+    }
+    assert_eq!(value("demo-broker-1-0", "traceOn"), "false");
+    assert!(
+        fake.state().events.contains(
+            &"ConfigChanged: demo-broker-0-0 runs with fileReservedTime=48, without a restart"
+                .to_owned()
+        )
+    );
+    // Changed by hand, it is put back; taken out of the spec, the default counts again.
+    fake.state()
+        .values
+        .get_mut("demo-broker-0-0")
+        .unwrap()
+        .insert("fileReservedTime".to_owned(), "1".to_owned());
+    settle(&fake, &context, "demo").await;
+    assert_eq!(value("demo-broker-0-0", "fileReservedTime"), "48");
+    fake.user_applies("demo", spec(json!({})));
+    settle(&fake, &context, "demo").await;
+    assert_eq!(value("demo-broker-1-0", "fileReservedTime"), "72");
+    assert_eq!(value("demo-broker-1-0", "traceOn"), "false");
+    assert_eq!(restarts(&fake), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_key_that_a_broker_does_not_take_is_named() {
+    let (fake, context) = running(multi_master()).await;
+    fake.state().refuses = Some("fileReservedTime=-1: must be 1 or more".to_owned());
+    fake.user_applies(
+        "demo",
+        json!({"mode": "multi-master", "broker": {"config": {"fileReservedTime": -1}}}),
+    );
+    for _ in 0..4 {
+        look(&fake, &context, "demo").await.unwrap();
+        fake.tick();
+    }
+    let (truth, reason, message) = condition(&fake, "demo", "Degraded");
+    assert_eq!((truth.as_str(), reason.as_str()), ("True", "ConfigRefused"));
+    assert!(
+        message.starts_with("spec.broker.config: demo-broker-0-0 does not take fileReservedTime=-1: fileReservedTime=-1: must be 1 or more"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn a_change_between_kinds_of_logs_changes_nothing() {
+    let (fake, context) = running(with_slaves("2m-2s-sync")).await;
+    let before = fake.essence();
+    fake.user_applies("demo", dledger(json!({"groups": 2})));
+    for _ in 0..4 {
+        look(&fake, &context, "demo").await.unwrap();
+        fake.tick();
+    }
+    let children = |all: BTreeMap<String, Value>| -> Vec<_> {
+        let mut all: Vec<_> = all.into_iter().collect();
+        all.retain(|(name, _)| !name.starts_with("rocketclusters"));
+        all
+    };
+    assert_eq!(children(fake.essence()), children(before));
+    let (truth, reason, message) = condition(&fake, "demo", "Degraded");
+    assert_eq!(
+        (truth.as_str(), reason.as_str()),
+        ("True", "ModeChangeRefused")
+    );
+    assert!(
+        message.contains("make a second cluster and migrate"),
+        "{message}"
+    );
+}
+
 #[tokio::test]
 async fn paused_touches_nothing() {
     let (fake, context) = running(multi_master()).await;
@@ -459,27 +804,41 @@ async fn failures_cost_a_growing_pause_of_their_own() {
     assert_eq!(pause("demo"), seconds(1));
 }
 
-/// The process dies at each write in turn, before or after it took effect, and another one goes on: the end is the same, and at no time were
-/// more pods away than one.
-#[tokio::test]
-async fn a_process_may_die_at_any_write() {
-    let steps = [
-        json!({"mode": "multi-master", "broker": {"groups": 1}}),
-        json!({"mode": "multi-master", "image": {"tag": "2.0"}, "broker": {"groups": 2, "config": {"flushDiskType": "SYNC_FLUSH"}}}),
-    ];
+/// The process dies at each write in turn, before or after it took effect, and another one goes on: the end is the same, at no time were more pods
+/// of a group restarting than one, and nothing happened that never may.
+///
+/// Every `stride`-th write dies, beginning with another one before than after; `CRASH_AT_EVERY_WRITE=1` takes them all.
+async fn may_die_at_any_write(
+    steps: &[Value],
+    stride: usize,
+    least_crashes: usize,
+    most_away: usize,
+) {
+    let stride = match std::env::var_os("CRASH_AT_EVERY_WRITE") {
+        Some(_) => 1,
+        None => stride,
+    };
     let undisturbed = Fake::default();
-    for spec in &steps {
+    for spec in steps {
         undisturbed.user_applies("demo", spec.clone());
         let context = undisturbed.context();
         settle(&undisturbed, &context, "demo").await;
     }
     let end = undisturbed.essence();
-    for crash in [Crash::Before, Crash::After] {
+    let members = |fake: &Fake| -> Vec<_> {
+        let state = fake.state();
+        let groups = state.elected.iter();
+        groups
+            .map(|(set, g)| (set.clone(), g.members.clone()))
+            .collect()
+    };
+    assert_eq!(undisturbed.state().violations, [""; 0]);
+    for (crash, first) in [(Crash::Before, 1), (Crash::After, 1 + stride / 2)] {
         let mut crashes = 0;
-        for call in 1.. {
+        for call in (first..).step_by(stride) {
             let fake = Fake::default();
             fake.state().crash = Some((call, crash));
-            for spec in &steps {
+            for spec in steps {
                 fake.user_applies("demo", spec.clone());
                 let mut context = fake.context();
                 while !fake.state().crashed {
@@ -510,20 +869,71 @@ async fn a_process_may_die_at_any_write() {
             for (name, object) in &end {
                 assert_eq!(got[name], *object, "{crash:?} call {call}: {name}");
             }
-            // A roll restarts one at a time; a pod that scaling adds may be on its way beside none other.
-            assert!(
-                fake.state().worst <= 2,
-                "{crash:?} call {call}: {} pods away",
-                fake.state().worst
+            assert_eq!(
+                members(&fake),
+                members(&undisturbed),
+                "{crash:?} call {call}"
             );
-            if !fake.state().crashed {
+            let state = fake.state();
+            assert_eq!(state.violations, [""; 0], "{crash:?} call {call}");
+            assert!(
+                state.worst <= most_away && state.worst_of_group <= 1,
+                "{crash:?} call {call}: {} pods away, {} of a group restarting",
+                state.worst,
+                state.worst_of_group
+            );
+            if !state.crashed {
                 break;
             }
-            crashes += 1;
+            crashes += stride;
         }
         assert!(
-            crashes > 25,
+            crashes > least_crashes,
             "{crashes} calls are too few to be the whole story"
         );
     }
+}
+
+#[tokio::test]
+async fn a_process_may_die_at_any_write() {
+    // A roll restarts one at a time; a pod that scaling adds may be on its way beside none other.
+    may_die_at_any_write(
+        &[
+            json!({"mode": "multi-master", "broker": {"groups": 1}}),
+            json!({"mode": "multi-master", "image": {"tag": "2.0"}, "broker": {"groups": 2, "config": {"flushDiskType": "SYNC_FLUSH"}}}),
+        ],
+        1,
+        25,
+        2,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_process_may_die_at_any_write_of_a_mode_change() {
+    let one_group = |mode: &str, broker: Value| json!({"mode": mode, "nameServer": {"replicas": 1}, "broker": broker});
+    may_die_at_any_write(
+        &[
+            one_group("single-master", json!({"groups": 1})),
+            one_group("2m-2s-async", json!({"groups": 1})),
+            one_group("2m-2s-sync", json!({"groups": 1, "replicasPerGroup": 3})),
+            one_group("multi-master", json!({"groups": 1})),
+        ],
+        5,
+        50,
+        3,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_process_may_die_at_any_write_while_members_come_and_go() {
+    let members = |replicas: i32, tag: &str| json!({"mode": "dledger", "nameServer": {"replicas": 1}, "image": {"tag": tag}, "broker": {"replicasPerGroup": replicas}});
+    may_die_at_any_write(
+        &[members(3, "1.0"), members(5, "1.0"), members(3, "2.0")],
+        9,
+        50,
+        2,
+    )
+    .await;
 }

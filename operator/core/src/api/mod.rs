@@ -15,7 +15,7 @@ pub use rocket_cluster::{
     Mode, NameServerSpec, Properties, PullPolicy, Retention, RocketCluster, RocketClusterSpec,
     StorageSpec,
 };
-pub use status::{BrokerStatus, NameServersStatus, RocketClusterStatus, Role};
+pub use status::{BrokerGroupStatus, BrokerStatus, NameServersStatus, RocketClusterStatus, Role};
 
 /// API group of everything here.
 pub const GROUP: &str = "rocketcluster.io";

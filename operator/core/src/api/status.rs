@@ -21,6 +21,15 @@ pub struct RocketClusterStatus {
     /// One row a broker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub brokers: Vec<BrokerStatus>,
+    /// One row a group, where groups have more than one broker.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broker_groups: Vec<BrokerGroupStatus>,
+    /// The pods that take writes, the first few of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masters: Option<String>,
+    /// `4/4`: brokers that have what their master has, of all in groups with copies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_sync: Option<String>,
     /// Broker groups there are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub groups: Option<i32>,
@@ -56,6 +65,31 @@ pub struct NameServersStatus {
     pub nodes: Option<String>,
 }
 
+/// A group with more than one broker. Figures of a busy cluster are some seconds old.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokerGroupStatus {
+    /// Broker name.
+    pub name: String,
+    /// The pod that takes writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master: Option<String>,
+    /// `3/3`: brokers that have what the master has, of those wanted.
+    pub in_sync: String,
+    /// Where the part of the log that every reader may see ends, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit_offset: Option<i64>,
+    /// The election that the master won (dledger).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub term: Option<i64>,
+    /// The last entry that a majority has (dledger).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit_index: Option<i64>,
+    /// The last entry that the master has applied (dledger).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied_index: Option<i64>,
+}
+
 /// What a broker does in its group.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -71,10 +105,12 @@ pub struct BrokerStatus {
     pub name: String,
     /// Its pod.
     pub pod: String,
-    /// Master or slave.
-    pub role: Role,
-    /// 0 is the master.
-    pub broker_id: i32,
+    /// Master or slave; absent while its group elects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// The id that clients know it by; 0 is the master.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker_id: Option<i64>,
     /// The address given to clients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
@@ -84,6 +120,12 @@ pub struct BrokerStatus {
     pub registered: bool,
     /// Whether it runs with the configuration, image and pod settings asked for.
     pub up_to_date: bool,
+    /// Bytes that it is behind its master. Figures of a busy cluster are some seconds old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_bytes: Option<i64>,
+    /// Whether it follows its master and has caught up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_sync: Option<bool>,
     /// Version of the broker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,

@@ -141,7 +141,8 @@ const SLAVE_READ: &str = "slaveReadEnable";
 
 /// Who a group begins with. Later members come and go by requests to the leader, so a change of this list alone restarts nobody.
 fn peers(cluster: &ValidatedCluster, group: i32) -> String {
-    let peers: Vec<String> = (0..cluster.broker.replicas_per_group)
+    let size = cluster.broker.replicas_per_group;
+    let peers: Vec<String> = (0..size.max(cluster.broker.replicas(group)))
         .map(|ordinal| {
             format!(
                 "{}-{}",

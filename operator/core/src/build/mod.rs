@@ -53,6 +53,9 @@ pub const MANAGED_BY: &str = "rocketcluster-operator";
 /// Hash of what a ConfigMap holds, for people; the roller compares what processes report.
 pub const ANNOTATION_CONFIG_HASH: &str = "rocketcluster.io/config-hash";
 
+/// The keys, separated by commas, that the brokers of a group were given while they ran: those to put back when nothing asks for them any more.
+pub const ANNOTATION_DYNAMIC_KEYS: &str = "rocketcluster.io/dynamic-keys";
+
 /// Folder of the rendered configuration in a pod.
 pub const CONFIG_FOLDER: &str = "/etc/rocketmq";
 /// Folder of the volume in a pod.
@@ -119,7 +122,7 @@ pub fn build(cluster: &ValidatedCluster) -> Objects {
     for group in 0..cluster.broker.groups {
         objects.config_maps.push(broker_config_map(cluster, group));
         objects.services.push(broker_group_service(cluster, group));
-        for ordinal in 0..cluster.broker.replicas_per_group {
+        for ordinal in 0..cluster.broker.replicas(group) {
             objects
                 .services
                 .push(broker_service(cluster, group, ordinal));
@@ -276,7 +279,7 @@ fn name_server_config_map(cluster: &ValidatedCluster) -> ConfigMap {
 }
 
 fn broker_config_map(cluster: &ValidatedCluster, group: i32) -> ConfigMap {
-    let files = (0..cluster.broker.replicas_per_group)
+    let files = (0..cluster.broker.replicas(group))
         .map(|ordinal| {
             (
                 format!("{}.conf", names::broker_pod(&cluster.name, group, ordinal)),
@@ -284,13 +287,26 @@ fn broker_config_map(cluster: &ValidatedCluster, group: i32) -> ConfigMap {
             )
         })
         .collect();
-    config_map(
+    let mut map = config_map(
         cluster,
         names::broker_group(&cluster.name, group),
         Component::Broker,
         Some(group),
         files,
-    )
+    );
+    set_dynamic_keys(&mut map, broker_dynamic(cluster).into_keys());
+    map
+}
+
+/// Notes in a group's ConfigMap which keys its brokers are given while they run.
+pub(crate) fn set_dynamic_keys(map: &mut ConfigMap, keys: impl Iterator<Item = String>) {
+    let keys: Vec<String> = keys.collect();
+    let annotations = map.metadata.annotations.get_or_insert_default();
+    if keys.is_empty() {
+        annotations.remove(ANNOTATION_DYNAMIC_KEYS);
+    } else {
+        annotations.insert(ANNOTATION_DYNAMIC_KEYS.to_owned(), keys.join(","));
+    }
 }
 
 fn ports(ports: &[(&str, i32)]) -> Vec<ServicePort> {

@@ -81,7 +81,7 @@ pub(super) fn broker(cluster: &ValidatedCluster, group: i32) -> StatefulSet {
         Component::Broker,
         Some(group),
         &names::broker_group(&cluster.name, group),
-        spec.replicas_per_group,
+        spec.replicas(group),
         template,
         &spec.storage,
     )

@@ -46,7 +46,7 @@ fn healthy(cluster: &ValidatedCluster) -> Observed {
             server: Some(ServerReport {
                 registered: true,
                 version: Some("V4_9_8".to_owned()),
-                config_hash: None,
+                ..ServerReport::default()
             }),
             name: wanted.pod,
             ..ObservedPod::default()
@@ -172,4 +172,27 @@ fn a_spec_that_cannot_be_used_keeps_what_was_known() {
     assert_eq!(condition(&failed, READY).status, "True");
     assert_eq!(condition(&failed, DEGRADED).message, "boom");
     assert_eq!(failed.conditions.len(), 3);
+}
+
+#[test]
+fn figures_that_always_move_are_no_news() {
+    let group = |offset: i64| crate::api::BrokerGroupStatus {
+        name: "broker-0".to_owned(),
+        commit_offset: Some(offset),
+        term: Some(3),
+        ..Default::default()
+    };
+    let cluster = cluster();
+    let observed = healthy(&cluster);
+    let mut one = status(&plan(&cluster, &observed), &observed, None, &at(0));
+    one.broker_groups = vec![group(1)];
+    one.brokers[0].lag_bytes = Some(7);
+    one.conditions[1].message = "x is 12345 bytes behind, 3 to go".to_owned();
+    let mut other = one.clone();
+    other.broker_groups = vec![group(2)];
+    other.brokers[0].lag_bytes = None;
+    other.conditions[1].message = "x is 777777 bytes behind, 3 to go".to_owned();
+    assert_eq!(without_figures(&one), without_figures(&other));
+    other.conditions[1].message = "x is 777777 bytes behind, 2 to go".to_owned();
+    assert_ne!(without_figures(&one), without_figures(&other));
 }
