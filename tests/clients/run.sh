@@ -3,7 +3,7 @@
 # 5.3.3, Go client, mqadmin of both versions, Apache's benchmark programs.
 #
 #   tests/clients/run.sh                  everything
-#   tests/clients/run.sh java-4.9.8 go    only these parts: java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store
+#   tests/clients/run.sh java-4.9.8 go    only these parts: java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store-4.9.7 store-5.3.3
 #   SCENARIOS=sync,pull tests/clients/run.sh java-4.9.8
 #   SERVERS=java tests/clients/run.sh     the same against the original servers (SERVERS_VERSION=4.9.7 or 5.3.3): proves the rig itself
 #   NAMESRV=ours SERVERS=java …           our name server under the original brokers
@@ -14,7 +14,7 @@ cd "$(dirname "$0")" || exit 2
 cache=${ROCKETCLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rocketcluster}
 out=$cache/clients
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store)
+[ ${#parts[@]} -gt 0 ] || parts=(java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store-4.9.7 store-5.3.3)
 servers=${SERVERS:-ours}
 servers_version=${SERVERS_VERSION:-4.9.7}
 work=$out/run-$$
@@ -35,9 +35,9 @@ package() { # package NAME VERSION POM-FOLDER
   fi
 }
 if [ "$servers" = java ]; then # nothing to exchange with itself
-  for i in "${!parts[@]}"; do if [ "${parts[i]}" = store ]; then unset 'parts[i]'; fi; done
+  for i in "${!parts[@]}"; do case ${parts[i]} in store-*) unset 'parts[i]' ;; esac; done
 fi
-for v in 4.9.8 5.3.3; do if has "*-$v" || { [ $v = 4.9.8 ] && has store; }; then package java $v java || exit 1; fi; done
+for v in 4.9.8 5.3.3; do if has "[!s]*-$v" || { [ $v = 4.9.8 ] && has 'store-*'; }; then package java $v java || exit 1; fi; done
 if has go; then (cd go && go build -o "$out/go-clients" .) || { say "go build failed"; exit 1; }; fi
 
 open=(--add-opens=java.base/java.nio=ALL-UNNAMED --add-opens=java.base/sun.nio.ch=ALL-UNNAMED --add-opens=java.base/java.lang=ALL-UNNAMED
@@ -49,6 +49,7 @@ finish() {
   local p
   for p in "${pids[@]+"${pids[@]}"}"; do kill "$p" 2>/dev/null; done
   for p in "${pids[@]+"${pids[@]}"}"; do wait "$p" 2>/dev/null; done
+  for p in $(cat "$work"/home-s*/broker.pid 2>/dev/null); do kill -9 "$p" 2>/dev/null; done
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
@@ -100,9 +101,15 @@ if [ -z "$bin" ] && [ "$servers${NAMESRV:-}" != java ]; then
   (cd ../.. && cargo build --release --locked -q -p namesrv -p broker) || exit 1
   bin=$(cd ../.. && cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
 fi
-if [ "$servers" = java ] || has store; then
-  package servers "$servers_version" java/servers || exit 1
-  jvm=(java "${open[@]}" --add-exports=java.base/jdk.internal.ref=ALL-UNNAMED -Xms256m -Xmx512m -XX:MaxDirectMemorySize=1g -Duser.home="$work" -Drocketmq.home.dir="$work" -cp "$out/servers-$servers_version/lib/*")
+jvm() { # jvm VERSION CLASS OPTIONS...: a server of the original
+  local version=$1; shift
+  exec java "${open[@]}" --add-exports=java.base/jdk.internal.ref=ALL-UNNAMED -Xms256m -Xmx512m -XX:MaxDirectMemorySize=1g -Duser.home="$work" -Drocketmq.home.dir="$work" \
+    -cp "$out/servers-$version/lib/*" "$@"
+}
+if [ "$servers" = java ] || has 'store-*'; then
+  for v in 4.9.7 5.3.3; do
+    if has "store-$v" || { [ "$servers" = java ] && [ "$servers_version" = $v ]; }; then package servers $v java/servers || exit 1; fi
+  done
   mkdir -p "$work/conf"
   for f in logback_namesrv logback_broker rmq.namesrv.logback rmq.broker.logback; do
     printf '<configuration><root level="OFF"/></configuration>\n' > "$work/conf/$f.xml"
@@ -116,13 +123,13 @@ if [ "$servers" = java ]; then
     namesrv_port=19876
     namesrv=127.0.0.1:$namesrv_port
     printf 'listenPort=%s\n' $namesrv_port > "$work/namesrv.conf"
-    start namesrv "${jvm[@]}" org.apache.rocketmq.namesrv.NamesrvStartup -c "$work/namesrv.conf"
+    start namesrv jvm "$servers_version" org.apache.rocketmq.namesrv.NamesrvStartup -c "$work/namesrv.conf"
     wait_for 60 "the name server" listens 127.0.0.1 $namesrv_port
   fi
   port=20911
   for b in broker-a broker-b; do
     { broker_conf $b 127.0.0.1 $port; printf 'mappedFileSizeCommitLog=67108864\nhaListenPort=%s\n' $((port + 5)); } > "$work/$b.conf"
-    start $b "${jvm[@]}" org.apache.rocketmq.broker.BrokerStartup -c "$work/$b.conf"
+    start $b jvm "$servers_version" org.apache.rocketmq.broker.BrokerStartup -c "$work/$b.conf"
     port=$((port + 100))
   done
 else
@@ -198,19 +205,50 @@ benchmark() {
   verdict consumer "$work/consumer-$version.log" 'TPS: [1-9]' 'FAIL: [1-9]|fail count: [1-9]|Exception'
   echo "$good passed, $bad failed"
 }
-# One folder, run by our broker and the original in turn: each finds what the other stored, also what is still delayed.
-exchange() {
-  local conf=$work/broker-s.conf address=$net.13:31911 seen= step kind fill broker line
-  local namesrv=$net.2:$namesrv_port
-  { broker_conf broker-s $net.13 31911; printf 'httpPort=31913\nbindAddress=%s\nhaListenPort=31912\n' $net.13; } > "$conf"
-  for step in ours:A original:B ours:C original:; do
-    kind=${step%:*} fill=${step#*:}
-    if [ "$kind" = ours ]; then "$bin/mqbroker" -c "$conf" >> "$work/broker-s.log" 2>&1 & broker=$!
-    else "${jvm[@]}" org.apache.rocketmq.broker.BrokerStartup -c "$conf" >> "$work/broker-s.log" 2>&1 & broker=$!; fi
-    line=$(client 4.9.8 store --topic "Store_$$" --broker "$address" --seen "$seen" --fill "$fill") || line=${line:-FAIL ended early}
-    kill $broker; wait $broker
-    case $line in PASS*) good=$((good + 1)) ;; *) bad=$((bad + 1)) ;; esac
+# The steps of docs/migration.md, on one folder that our broker and the original run in turn: each finds what the other stored, also what is still delayed, after
+# orderly stops, after kill -9 and after retention.
+documented() { # documented NAME: the commands under that mark
+  awk -v mark="<!-- tests/clients: $1 -->" '$0 ~ mark { found = 1 } found && /^ *```$/ { exit } inside { sub(/^   /, ""); print } found && /^ *```sh$/ { inside = 1 }' ../../docs/migration.md
+}
+follow() { # follow NAME: runs them in the broker's home
+  local commands; commands=$(documented "$1")
+  [ -n "$commands" ] || { echo "docs/migration.md has no commands for $1" >&2; return 1; }
+  (cd "$home" && exec env PATH="$bin:$PATH" bash -eu -c "$commands")
+}
+committed() { # committed STORE TOPICS FILLING: the last offset that the filling committed is on disk
+  grep -Ezq "\"$2_5@G_$2_$3\":[^}]*3\"?:10" "$1/config/consumerOffset.json"
+}
+exchange() { # exchange VERSION NUMBER
+  local version=$1 home=$work/home-s$1 address=$net.$((13 + $2)) port=$((31911 + 1000 * $2)) seen= cut= step kind fill how retain line store=$work/broker-s$1
+  local namesrv=$net.2:$namesrv_port good=0 bad=0
+  mkdir -p "$home/bin" "$home/conf"
+  { broker_conf "broker-s$version" "$address" $port
+    printf 'httpPort=%s\nbindAddress=%s\nhaListenPort=%s\n' $((port + 2)) "$address" $((port + 1))
+    # Small files, so that there are several; nothing goes by itself.
+    printf 'mappedFileSizeCommitLog=2097152\nmappedFileSizeConsumeQueue=40000\nmaxHashSlotNum=5000\nmaxIndexNum=12000\n'
+    printf 'fileReservedTime=1\ndeleteWhen=%02d\n' $((($(date +%-H) + 12) % 24))
+  } > "$home/conf/broker.conf"
+  # What the original's distribution has in its bin.
+  { declare -p open out work; declare -f jvm; printf 'echo $$ > broker.pid\njvm %s org.apache.rocketmq.broker.BrokerStartup "$@"\n' "$version"; } > "$home/bin/run"
+  echo 'exec bash bin/run "$@"' > "$home/bin/mqbroker"
+  echo 'kill "$(cat broker.pid)"; while kill -0 "$(cat broker.pid)" 2> /dev/null; do read -rt 0.1 <> <(:) || :; done' > "$home/bin/mqshutdown.bash"
+  echo 'exec bash bin/mqshutdown.bash' > "$home/bin/mqshutdown"
+  for step in java:A:stop ours:B:kill java:C:kill ours:D:stop:yes java:E:stop ours::stop; do
+    IFS=: read -r kind fill how retain <<< "$step"
+    [ -z "$retain" ] || touch -d '2 hours ago' "$store"/commitlog/* # all of it is expired
+    if [ "$kind" = ours ]; then follow check && follow start; else follow start-java; fi || { bad=$((bad + 1)); break; }
+    line=$(client 4.9.8 store --topic "Store_${version//./}_$$" --name "broker-s$version" --broker "$address:$port" --state "$store.state" \
+      --seen "$seen" --cut "$cut" --fill "$fill" --retain "$retain" | grep -E '^(PASS|FAIL) ') || line=${line:-FAIL ended early}
     echo "${line%% *} $kind broker on the folder: ${line#* }"
+    case $line in PASS*) good=$((good + 1)) ;; *) bad=$((bad + 1)); break ;; esac
+    if [ "$how" = kill ]; then
+      # Committed offsets are written every few seconds; what a kill takes of them is no message.
+      wait_for 20 "the offsets on disk" committed "$store" "Store_${version//./}_$$" "$fill"
+      kill -9 "$(cat "$home/broker.pid")"
+      while kill -0 "$(cat "$home/broker.pid")" 2>/dev/null; do read -rt 0.1 <> <(:) || :; done
+    elif [ "$kind" = ours ]; then follow stop
+    else follow stop-java; fi
+    [ -z "$retain" ] || { cut=$seen seen=; }
     seen=$seen${fill:+${seen:+,}$fill}
   done
   echo "$good passed, $bad failed"
@@ -222,14 +260,19 @@ verdict() { # verdict NAME LOG MUST MUST-NOT
   else echo "FAIL benchmark $1: $(grep -E "$4" "$2" | head -n 1) $(tail -n 1 "$2")"; bad=$((bad + 1)); fi
 }
 
-# This one waits most of its time, and has a name server of its own so that it disturbs nobody.
-if has store; then start_namesrv $net.2 namesrv-s; part store exchange; exchange=$!; fi
+# These wait most of their time, and have a name server of their own so that they disturb nobody.
+exchanges=()
+if has 'store-*'; then
+  start_namesrv $net.2 namesrv-s
+  for v in 4.9.7 5.3.3; do if has store-$v; then part store-$v exchange $v ${#exchanges[@]}; exchanges+=($!); fi; done
+fi
 group java-4.9.8 java-5.3.3 go
 group binary-4.9.8 binary-5.3.3
 group mqadmin-4.9.8
 group mqadmin-5.3.3
 group benchmark-4.9.8 benchmark-5.3.3
-if has store; then wait "$exchange"; collect store; fi
+[ ${#exchanges[@]} -eq 0 ] || wait "${exchanges[@]}"
+for v in 4.9.7 5.3.3; do if has store-$v; then collect store-$v; fi; done
 alive
 say "$passed passed, $failed failed in $((SECONDS - began)) s"
 if [ $failed -gt 0 ]; then say "failures in: ${broken[*]}; logs in $work"; exit 1; fi

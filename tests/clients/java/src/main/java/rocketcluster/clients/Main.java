@@ -9,7 +9,7 @@ public final class Main {
           scenarios  [--only a,b] [--threads N]                    every scenario, one PASS or FAIL line each
           mqadmin    --dir FOLDER                                  the mqadmin commands, checked by their output
           topic      --topic T --queues N                          creates a topic on every master
-          store      --topic T --broker ADDRESS --seen A,B --fill C
+          store      --topic T --name BROKER --broker ADDRESS --state FILE --seen A,B --cut A --fill C --retain yes
                                                                    finds what was filled in before, fills more in
         """;
 
