@@ -54,8 +54,6 @@ pub(crate) struct State {
     pub(crate) values: BTreeMap<String, BTreeMap<String, String>>,
     /// What brokers say to a change of their keys.
     pub(crate) refuses: Option<String>,
-    /// Pods on an empty volume while their group has a history.
-    pub(crate) blank: BTreeSet<String>,
 }
 
 /// A group that elects its master, as its members agree on it.
@@ -478,12 +476,12 @@ impl State {
                 lag_bytes: lag_of(&format!("{set}-{}", peer.trim_start_matches('n'))),
                 voter: *votes,
                 active: active.contains(peer),
+                sure: true,
             });
             return Replication::Member(Member {
                 leads: group.leader.as_ref() == Some(&id),
                 id,
                 term: group.term,
-                blank: self.blank.contains(pod),
                 peers: peers.collect(),
                 ..Member::default()
             });
@@ -552,7 +550,6 @@ impl State {
         pod["metadata"]["ownerReferences"] = json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": set["metadata"]["name"], "uid": set["metadata"]["uid"]}]);
         pod["status"] = json!({"podIP": format!("10.0.{}.{}", number / 250, number % 250)});
         let file = pairs(file.as_deref().unwrap_or_default());
-        self.blank.remove(name);
         if file.get("brokerRole").is_some_and(|role| role == "SLAVE")
             || file.contains_key("enableDLegerCommitLog")
         {
@@ -888,7 +885,6 @@ impl State {
                     self.violations.push(format!("{set}: two changes at once"));
                 }
                 group.members.entry(id.clone()).or_insert(false);
-                self.blank.remove(&pod);
                 self.behind.insert(pod, CATCH_UP_TICKS);
             }
             MemberChange::Remove { id } => {

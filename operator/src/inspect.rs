@@ -268,7 +268,6 @@ fn of_member(status: &DLedgerStatus) -> Member {
         commit_index: status.commit_index,
         applied_index: status.applied_index,
         commit_offset: status.commit_offset,
-        blank: status.blank,
         peers: status
             .members
             .iter()
@@ -277,6 +276,7 @@ fn of_member(status: &DLedgerStatus) -> Member {
                 lag_bytes: member.lag_bytes,
                 voter: member.voter,
                 active: member.recently_active,
+                sure: member.sure,
             })
             .collect(),
     }

@@ -140,8 +140,6 @@ pub struct Member {
     pub commit_index: i64,
     pub applied_index: i64,
     pub commit_offset: i64,
-    /// It began on an empty volume while the group has a history.
-    pub blank: bool,
     pub peers: Vec<Peer>,
 }
 
@@ -153,11 +151,13 @@ pub struct Peer {
     pub voter: bool,
     /// Heard of lately.
     pub active: bool,
+    /// Its word counts: it has all that it ever acknowledged.
+    pub sure: bool,
 }
 
 impl Peer {
     fn caught_up(&self) -> bool {
-        self.active && self.lag_bytes <= MAX_LAG_BYTES
+        self.active && self.sure && self.lag_bytes <= MAX_LAG_BYTES
     }
 }
 
@@ -616,12 +616,6 @@ fn follows(wanted: &Wanted, name: &str, group: &Group) -> Result<(), String> {
     let Some(broker) = group.broker(wanted.ordinal) else {
         return Ok(());
     };
-    if broker.blank {
-        return Err(format!(
-            "{name} begins anew with an empty volume and is to be taken in by {} again",
-            group.name
-        ));
-    }
     if broker.role.is_none() {
         return Err(match &group.elected {
             None => format!("{} has no leader", group.name),

@@ -583,28 +583,6 @@ async fn what_would_break_the_majority_is_refused_with_the_numbers() {
 }
 
 #[tokio::test]
-async fn a_member_on_an_empty_volume_is_let_go_and_taken_in_anew() {
-    let (fake, context) = running(dledger(json!({}))).await;
-    fake.state().blank.insert("demo-broker-0-1".to_owned());
-    settle(&fake, &context, "demo").await;
-    let state = fake.state();
-    assert!(state.blank.is_empty());
-    let told: Vec<&String> = state
-        .events
-        .iter()
-        .filter(|e| e.starts_with("ChangingMembers"))
-        .collect();
-    assert_eq!(
-        told,
-        [
-            "ChangingMembers: broker-0 lets n1 go: demo-broker-0-1 begins anew with an empty volume",
-            "ChangingMembers: broker-0 takes n1 in: demo-broker-0-1 joins"
-        ]
-    );
-    assert!(state.elected["demo-broker-0"].members["n1"]);
-}
-
-#[tokio::test]
 async fn keys_that_a_running_broker_takes_are_told_and_taken_back_without_a_restart() {
     let (fake, context) = running(multi_master()).await;
     // Somebody changed a key that nobody asked for here: it is theirs.

@@ -929,6 +929,8 @@ bodies! {
         match_index: i64,
         /// Whether the leader has heard from it within an election time-out; true for the leader itself.
         recently_active: bool,
+        /// Whether its word counts: not while it is back without its volume, or without its tail, and has not caught up.
+        sure: bool,
         /// Counts for elections and commits; false: a learner, which only copies.
         voter: bool,
     }
@@ -936,8 +938,6 @@ bodies! {
     /// Answer to 20101, by any member, whether there is a leader or not.
     DLedgerStatus {
         applied_index: i64,
-        /// It began on an empty volume while its group has a history: it takes no part until it is removed (20104) and added (20103) again.
-        blank: bool,
         commit_index: i64,
         /// Where the committed part of the log ends, in bytes.
         commit_offset: i64,
@@ -962,6 +962,7 @@ names! {
         Candidate = "CANDIDATE",
         Leader = "LEADER",
         Learner = "LEARNER",
+        Removed = "REMOVED",
     }
 }
 

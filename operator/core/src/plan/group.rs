@@ -24,8 +24,6 @@ pub struct Standing {
     pub in_sync: Option<bool>,
     /// Whether it counts in elections, where there are any and a leader tells.
     pub voter: Option<bool>,
-    /// Whether it waits to be taken in anew.
-    pub blank: bool,
 }
 
 /// A group.
@@ -173,7 +171,6 @@ impl Group {
             let mut broker = self.standing(cluster, *ordinal);
             broker.broker_id = pod.and_then(|pod| pod.server.as_ref()?.broker_id);
             let own = member(*pod);
-            broker.blank = own.as_ref().is_some_and(|own| own.blank);
             if let Some(leader) = &leader {
                 let id = names::member_id(*ordinal);
                 let leads = leader.id == id;

@@ -2,7 +2,8 @@
 //!
 //! Slaves come at once and go one by one, and only when nobody counts on them any more: the master of the group runs as asked, and those that stay have
 //! caught up. Members of a group that elects come and go one at a time, because each changes what a majority is: a new one is started, taken in, and
-//! has caught up before the next; one that goes hands the leadership over, is let go by the others, and only then stopped.
+//! has caught up before the next; one that goes hands the leadership over, is let go by the others, and only then stopped. A member that lost its volume
+//! stays a member: it catches up by itself, and its word does not count until it has.
 
 use super::group::{Elected, Group, behind};
 use super::{MemberChange, MemberStep, Observed, Refusal, outdated, settled_revision};
@@ -143,18 +144,6 @@ fn members(
             continue;
         };
         let is_member = elected.members.contains(&id);
-        if is_member && broker.blank {
-            // It lost its volume: what it once confirmed is gone, so it must not vote as the one it was.
-            if let Some(refusal) = breaks(&seen.name, elected, &id, "replaced") {
-                staged.refusals.push(refusal);
-            } else {
-                staged.step = step(
-                    MemberChange::Remove { id },
-                    format!("{} begins anew with an empty volume", broker.pod),
-                );
-            }
-            return live;
-        }
         let answers = observed
             .pod(&broker.pod)
             .is_some_and(|pod| pod.server.is_some() && !pod.terminating);
@@ -201,7 +190,7 @@ fn members(
         None => None,
     };
     if let Some(id) = goes {
-        if let Some(refusal) = breaks(&seen.name, elected, &id, "removed") {
+        if let Some(refusal) = breaks(&seen.name, elected, &id) {
             staged.refusals.push(refusal);
         } else if elected.leader_id == id {
             let heir = elected
@@ -230,12 +219,12 @@ fn members(
 }
 
 /// Why a member cannot be let go: too few of the others could go on without it.
-fn breaks(name: &str, elected: &Elected, id: &str, done: &str) -> Option<Refusal> {
+fn breaks(name: &str, elected: &Elected, id: &str) -> Option<Refusal> {
     let (left, needed) = elected.after_removal(id);
     (left < needed).then(|| Refusal {
         reason: QUORUM_AT_RISK,
         message: format!(
-            "{id} of {name} is not {done}: {left} of the {} other members are up and caught up, and {needed} are needed",
+            "{id} of {name} is not removed: {left} of the {} other members are up and caught up, and {needed} are needed",
             elected.voters.iter().filter(|voter| *voter != id).count()
         ),
     })

@@ -278,13 +278,13 @@ fn with_copies(cluster: &ValidatedCluster) -> Observed {
                 commit_index: 90,
                 applied_index: 89,
                 commit_offset: 9_000,
-                blank: false,
                 peers: (0..replicas)
                     .map(|peer| Peer {
                         id: names::member_id(peer),
                         lag_bytes: 0,
                         voter: true,
                         active: true,
+                        sure: true,
                     })
                     .collect(),
             }),
@@ -428,8 +428,8 @@ fn a_majority_of_members_that_are_caught_up_stays() {
     for server in ["demo-namesrv-0", "demo-namesrv-1"] {
         pod(&mut observed, server).revision = Some("r2".to_owned());
     }
-    // n2 is away as far as the leader knows: it goes first, and nobody else while it is.
-    peer(&mut observed, "n2", |peer| peer.active = false);
+    // n2 came back without its volume, so its word does not count: it goes first, and nobody else while it is.
+    peer(&mut observed, "n2", |peer| peer.sure = false);
     assert_eq!(restart(&plan(&cluster, &observed)), Some("demo-broker-0-2"));
     pod(&mut observed, "demo-broker-0-2").revision = Some("r2".to_owned());
     let held = plan(&cluster, &observed);
