@@ -7,5 +7,6 @@ mod bad_input;
 mod docs;
 mod examples;
 mod frames;
+mod operator;
 mod rig;
 mod routes;

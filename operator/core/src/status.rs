@@ -12,7 +12,7 @@ use crate::build::{
     BROKER_PORT, Component, LABEL_CLUSTER, LABEL_COMPONENT, NAME_SERVER_PORT, configured_role,
     names,
 };
-use crate::plan::group::Group;
+use crate::plan::group::{Elected, Group};
 use crate::plan::{Observed, Plan, QUORUM_AT_RISK, Wanted, is_well, wanted_pods};
 
 /// The cluster serves as asked.
@@ -150,6 +150,8 @@ pub fn status(
         Says::new(DEGRADED, true, first.reason, list(&messages))
     } else if !failing.is_empty() {
         Says::new(DEGRADED, true, "PodsFailing", list(&failing))
+    } else if let Some(groups) = nobody_to_spare(plan, &groups) {
+        Says::new(DEGRADED, true, QUORUM_AT_RISK, groups)
     } else {
         Says::new(
             DEGRADED,
@@ -293,6 +295,28 @@ fn well(observed: &Observed, wanted: &Wanted, groups: &[Group]) -> Result<(), St
         Some(pod) if pod.terminating => Err(format!("{} is being replaced", wanted.pod)),
         Some(pod) => is_well(wanted, pod, group),
     }
+}
+
+/// Groups that elect and cannot lose one more member, but for those that are being restarted on purpose. Kubernetes refuses to evict their pods.
+fn nobody_to_spare(plan: &Plan, groups: &[Group]) -> Option<String> {
+    if !plan.outdated.is_empty() || plan.member_step.is_some() {
+        return None;
+    }
+    let sentences: Vec<String> = groups
+        .iter()
+        .filter_map(|group| {
+            let elected = group.elected.as_ref()?;
+            let (there, all) = (elected.active.len(), elected.voters.len());
+            let needed = Elected::quorum(all);
+            (all > 1 && there <= needed && there < all).then(|| {
+                format!(
+                    "{there} of the {all} members of {} are up and caught up, and {needed} are needed: none may be stopped or drained until another is back",
+                    group.name
+                )
+            })
+        })
+        .collect();
+    (!sentences.is_empty()).then(|| list(&sentences))
 }
 
 /// How many brokers of these groups have what their master has, of all in groups with copies.

@@ -440,6 +440,28 @@ fn a_majority_of_members_that_are_caught_up_stays() {
             "demo-broker-0-0 is not restarted: 1 of the 3 members of broker-0 would be up and caught up without it, and 2 are needed"
         )
     );
+    // Without a roll, that nobody may go is told all the same.
+    let steady = with_copies(&cluster);
+    let told = |observed: &Observed| {
+        let now = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        let status = crate::status::status(&plan(&cluster, observed), observed, None, &now);
+        let degraded = status
+            .conditions
+            .into_iter()
+            .find(|c| c.type_ == "Degraded");
+        let degraded = degraded.unwrap();
+        (degraded.reason, degraded.message)
+    };
+    assert_eq!(told(&steady).0, "AsAsked");
+    let mut short = steady;
+    peer(&mut short, "n2", |peer| peer.active = false);
+    assert_eq!(
+        told(&short),
+        (
+            "QuorumAtRisk".to_owned(),
+            "2 of the 3 members of broker-0 are up and caught up, and 2 are needed: none may be stopped or drained until another is back".to_owned()
+        )
+    );
     // Not even a member that is not well is restarted while it counts.
     pod(&mut observed, "demo-broker-0-0").ready = false;
     assert_eq!(restart(&plan(&cluster, &observed)), None);
