@@ -9,6 +9,13 @@ pub enum FlushDiskType {
     AsyncFlush,
 }
 
+/// A log of frames: the Raft log of a group (dledger).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrameConfig {
+    /// A position up to which the group is known to have committed; queues show no more until `advance_confirm`.
+    pub committed: u64,
+}
+
 /// Default lengths are upstream's; a store with files keeps the sizes of its files.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -16,6 +23,8 @@ pub struct StoreConfig {
     pub root: PathBuf,
     /// `storePathCommitLog`. Default: `<root>/commitlog`.
     pub commit_log_path: Option<PathBuf>,
+    /// Every append is one frame of a Raft log, and only what is committed is shown. Default: none.
+    pub frames: Option<FrameConfig>,
     /// `mappedFileSizeCommitLog`. Default: 1 GiB.
     pub segment_size: u64,
     /// `mappedFileSizeConsumeQueue` in bytes, rounded up to a multiple of 20. Default: 6,000,000.
@@ -83,6 +92,7 @@ impl StoreConfig {
         Self {
             root: root.into(),
             commit_log_path: None,
+            frames: None,
             segment_size: 1 << 30,
             consume_queue_file_size: 6_000_000,
             flush: FlushDiskType::AsyncFlush,

@@ -55,6 +55,9 @@ pub enum PutError {
     /// Flow control: the tail ring, or what waits for write-back, is at its bound.
     #[error("the store is busy: {0}")]
     Busy(&'static str),
+    /// The log of a group is written by its leader alone, and this is not it, or not now.
+    #[error("this member does not lead its group")]
+    NotLeader,
     #[error("record of {size} bytes exceeds {limit}")]
     MessageTooLarge { size: usize, limit: usize },
     #[error("topic of {0} bytes exceeds 255")]

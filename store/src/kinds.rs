@@ -5,7 +5,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::config::StoreConfig;
 use crate::error::Error;
+use crate::segment::numbered_files;
 
 pub(crate) fn refuse_foreign(root: &Path) -> Result<(), Error> {
     let rocksdb = [
@@ -43,6 +45,41 @@ pub(crate) fn refuse_foreign(root: &Path) -> Result<(), Error> {
         }
     }
     refuse_pending_timers(root)
+}
+
+/// Whose log this is cannot be changed in place: what the other mode left would silently be without effect.
+pub(crate) fn refuse_other_mode(config: &StoreConfig) -> Result<(), Error> {
+    let io = |path: &Path, e| Error::io("list", path, e);
+    if config.frames.is_some() {
+        let plain = config.root.join("commitlog");
+        if !numbered_files(&plain)
+            .map_err(|e| io(&plain, e))?
+            .is_empty()
+        {
+            return Err(Error::Unsupported(format!(
+                "{} holds the log of a broker without enableDLegerCommitLog, which a dledger group does not take over: \
+                 give it a folder of its own and let the consumers drain the old broker",
+                plain.display()
+            )));
+        }
+        return Ok(());
+    }
+    for entry in fs::read_dir(&config.root).map_err(|e| io(&config.root, e))? {
+        let entry = entry.map_err(|e| io(&config.root, e))?;
+        let path = entry.path();
+        let named = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|n| n.starts_with("dledger-"));
+        if named && path.is_dir() && !numbered_files(&path).map_err(|e| io(&path, e))?.is_empty() {
+            return Err(Error::Unsupported(format!(
+                "{} holds the log of a member of a dledger group (enableDLegerCommitLog), which a broker without it \
+                 does not take over: let the consumers drain the group",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn has_entries(dir: &Path) -> Result<bool, Error> {

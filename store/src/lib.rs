@@ -10,6 +10,7 @@ mod live;
 mod put;
 mod store;
 
+mod frame;
 mod record;
 mod ring;
 #[cfg(test)]
@@ -36,10 +37,11 @@ mod signal;
 mod sync;
 
 pub use clock::{Clock, SystemClock};
-pub use config::{FlushDiskType, StoreConfig};
+pub use config::{FlushDiskType, FrameConfig, StoreConfig};
 pub use consume_queue::ConsumeQueue;
 pub use disk::{Disk, RealDisk};
 pub use error::{Error, NotWritable, PutError};
+pub use frame::{EntryId, FRAME_HEADER, Frame};
 pub use get::{Filter, GetOutcome, GetRequest, GetResult, GetStatus, MessageFilter};
 pub use platform::memory_bytes;
 pub use put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};

@@ -11,6 +11,7 @@ use crate::checkpoint::{Checkpoint, Offsets, is_same_boot};
 use crate::config::StoreConfig;
 use crate::consume_queue::{ConsumeQueues, CqUnit};
 use crate::error::Error;
+use crate::frame::{FRAME_HEADER, Frame, begins_frame};
 use crate::index_file::{IndexRequest, IndexService};
 use crate::put::Arrival;
 use crate::queue_table;
@@ -28,6 +29,8 @@ pub(crate) const QUEUE_TABLE: &str = "queues";
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Recovered {
     pub(crate) end: u64,
+    /// Queues and index hold everything below this: `end`, but in a log of frames only what is known to be committed.
+    pub(crate) confirm: u64,
     /// Begin of the last record below `end`, as far as the scan saw one.
     pub(crate) last_phy: Option<u64>,
     pub(crate) last_store_timestamp: Option<i64>,
@@ -40,7 +43,8 @@ pub(crate) struct Recovered {
     pub(crate) queues_rebuilt: bool,
 }
 
-/// Calls `visit` with each valid record that begins within `from..to`; returns where that ends.
+/// Calls `visit` with each valid record that begins within `from..to`; returns where that ends. In a log of frames only
+/// the records of whole frames whose entries follow each other count; `from` may lie within a frame that is known whole.
 pub(crate) fn scan(
     log: &Segments,
     from: u64,
@@ -54,11 +58,30 @@ pub(crate) fn scan(
         base: from,
         filled: 0,
     };
+    // The frame that `position` lies in: where it begins and ends.
+    let mut within = 0..0;
+    let mut before: Option<Frame> = None;
     while let Some(segment) = log.at(position).filter(|_| position < to) {
         let rest = (segment.end() - position) as usize;
         let Some(head) = window.get(position, 8)? else {
             break;
         };
+        if begins_frame(head) {
+            let Some(frame) = window.frame(position, rest)? else {
+                break;
+            };
+            if before.is_some_and(|b| frame.index != b.index + 1 || frame.term < b.term) {
+                break;
+            }
+            before = Some(frame);
+            within = position..frame.end();
+            position = if frame.kind == Frame::RECORDS {
+                position + FRAME_HEADER as u64
+            } else {
+                frame.end()
+            };
+            continue;
+        }
         match record::peek(head) {
             Peek::Blank { size } if size == rest => position += rest as u64,
             Peek::Record { size } if size <= rest => {
@@ -75,7 +98,9 @@ pub(crate) fn scan(
             _ => break,
         }
     }
-    Ok(position)
+    // Never between the records of a frame.
+    let torn = within.start < position && position < within.end && position < to;
+    Ok(if torn { within.start } else { position })
 }
 
 /// The part of the log that a scan looks at.
@@ -87,6 +112,17 @@ struct Window<'a> {
 }
 
 impl Window<'_> {
+    /// The whole frame that begins at `position`, with its body proved.
+    fn frame(&mut self, position: u64, rest: usize) -> Result<Option<Frame>, Error> {
+        let header = self.get(position, FRAME_HEADER)?.and_then(Frame::parse);
+        let Some(frame) = header.filter(|f| f.position == position && f.len as usize <= rest)
+        else {
+            return Ok(None);
+        };
+        let bytes = self.get(position, frame.len as usize)?;
+        Ok(bytes.filter(|b| frame.vouches_for(b)).map(|_| frame))
+    }
+
     /// `len` bytes at `position`, or None if the segment ends before.
     fn get(&mut self, position: u64, len: usize) -> Result<Option<&[u8]>, Error> {
         let held = self.base <= position && position + len as u64 <= self.base + self.filled as u64;
@@ -223,10 +259,12 @@ pub(crate) fn recover(
     own: Option<Offsets>,
 ) -> Result<Recovered, Error> {
     if log.last_end() == 0 {
+        let end = log.min();
         queues.clear()?;
-        queues.set_log_end(0);
+        queues.set_log_end(end);
         return Ok(Recovered {
-            end: 0,
+            end,
+            confirm: end,
             last_phy: None,
             last_store_timestamp: None,
             records: 0,
@@ -338,10 +376,22 @@ pub(crate) fn recover(
             index_record(position, record)
         })?;
     }
+    // What was dispatched was committed.
+    let committed = match config.frames {
+        Some(frames) => frames
+            .committed
+            .max(own.as_ref().map_or(0, |own| own.dispatched)),
+        None => u64::MAX,
+    };
     let mut last = None;
+    let mut newest = None;
     let mut records = 0u64;
     let end = scan(log, queue_start, u64::MAX, |position, record, _| {
         records += 1;
+        newest = Some(record.store_timestamp);
+        if position >= committed {
+            return Ok(());
+        }
         last = Some((position, record.store_timestamp));
         // Units at or beyond this record are of a tail that is read again now.
         queues.set_log_end(position);
@@ -360,12 +410,16 @@ pub(crate) fn recover(
             Ok(())
         }
     })?;
-    queues.set_log_end(end);
+    let confirm = end.min(committed).max(min);
+    queues.set_log_end(confirm);
+    if config.frames.is_some() && own.is_none() {
+        queues.truncate_to(confirm)?;
+    }
     log.cut(end)?;
     if let Some(index) = index {
         index.catch_up()?;
-        if index.last_phy().is_some_and(|last| last >= end) {
-            index.truncate_to(end)?;
+        if index.last_phy().is_some_and(|last| last >= confirm) {
+            index.truncate_to(confirm)?;
         }
     }
     if let (None, Some(own)) = (last, &own)
@@ -392,10 +446,11 @@ pub(crate) fn recover(
     };
     Ok(Recovered {
         end,
+        confirm,
         last_phy: last.map(|l| l.0),
-        last_store_timestamp: last.map(|l| l.1),
+        last_store_timestamp: newest.or(last.map(|l| l.1)),
         records,
-        synced: synced.min(queue_start).min(end),
+        synced: synced.min(queue_start).min(confirm),
         own_offsets_hold,
         queues_rebuilt,
     })

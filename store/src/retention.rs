@@ -113,6 +113,9 @@ impl Store {
             if let Err(error) = self.sync_queues_up_to(first + self.log.size()) {
                 tracing::warn!(error = chain(&error), "the queues could not be synced");
             }
+            if !self.compact_frames()? {
+                break;
+            }
             if !self.log.remove_first()? {
                 break;
             }
@@ -125,6 +128,14 @@ impl Store {
             deleted += 1;
         }
         Ok(deleted)
+    }
+
+    /// In a log of frames it is written down which entries are given up; false if the segment must stay.
+    fn compact_frames(&self) -> Result<bool, Error> {
+        match &self.frames {
+            Some(frames) => frames.compact(|at| self.header_at(at)),
+            None => Ok(true),
+        }
     }
 
     /// The oldest segment, if it may go: never one that is not wholly dispatched and flushed.

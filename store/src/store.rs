@@ -7,6 +7,7 @@
 
 mod append;
 mod background;
+mod framed;
 mod replication;
 mod write;
 
@@ -29,6 +30,7 @@ use crate::config::{FlushDiskType, StoreConfig};
 use crate::consume_queue::{ConsumeQueue, ConsumeQueues};
 use crate::disk::{Disk, RealDisk};
 use crate::error::{Error, NotWritable, PutError};
+use crate::frame::{EntryId, FRAME_HEADER, Frame, FrameTable, begins_frame};
 use crate::get::ColdReaders;
 use crate::handover::Handover;
 use crate::index_file::{IndexService, Stop, index_dir};
@@ -158,6 +160,10 @@ struct AppendState {
     segment_end: u64,
     pending: Vec<Arrival>,
     last_timestamp: i64,
+    /// Appends are entries of this term, while it is open (a log of frames).
+    gate: Option<u64>,
+    /// A frame is put together here before it enters the ring.
+    frame: Vec<u8>,
 }
 
 /// Of the one who writes.
@@ -190,6 +196,8 @@ pub struct Store {
     pub(crate) clock: Arc<dyn Clock>,
     disk: Arc<dyn Disk>,
     pub(crate) log: Arc<Segments>,
+    /// Of a log of frames.
+    pub(crate) frames: Option<FrameTable>,
     pub(crate) queues: ConsumeQueues,
     pub(crate) index: Option<IndexService>,
     pub(crate) ring: Ring,
@@ -263,12 +271,16 @@ impl Store {
         fs::create_dir_all(&root).map_err(|e| Error::io("create", &root, e))?;
         let root_lock = lock(&root)?;
         crate::kinds::refuse_foreign(&root)?;
+        crate::kinds::refuse_other_mode(&config)?;
         let clean = !abort_file(&config).exists();
         let log = Arc::new(Segments::open(
             config.commit_log_dir(),
             config.segment_size,
             disk.clone(),
         )?);
+        if config.frames.is_some() {
+            crate::frame::prepare(&log)?;
+        }
         if log.size() < 2 * END_FILE_MIN_BLANK {
             return Err(Error::Invalid(format!(
                 "commit log files of {} bytes hold no record",
@@ -317,6 +329,10 @@ impl Store {
             own,
         )?;
         let end = recovered.end;
+        let frames = match config.frames {
+            Some(_) => Some(FrameTable::open(log.clone(), end)?),
+            None => None,
+        };
         let mut checkpoint = checkpoint;
         if recovered.queues_rebuilt {
             // Neither for us nor for a Java broker are queues on disk up to that time now.
@@ -372,6 +388,8 @@ impl Store {
                 segment_end,
                 pending: Vec::new(),
                 last_timestamp,
+                gate: None,
+                frame: Vec::new(),
             }),
             writer: Handover::new(WriterState {
                 batch: Vec::new(),
@@ -383,14 +401,20 @@ impl Store {
             // After a crash the tail may be in the page cache only: the flusher's first round settles it.
             flushed: AtomicU64::new(if clean {
                 end
+            } else if frames.is_some() {
+                // Who counts copies must not count one that a power cut would take.
+                log.min().min(end)
             } else {
                 end.saturating_sub(config.max_unflushed_bytes / 2)
                     .max(log.min().min(end))
             }),
-            confirm: AtomicU64::new(end),
-            external_confirm: AtomicBool::new(false),
-            confirm_limit: AtomicU64::new(end),
-            scan_from: AtomicU64::new(u64::MAX),
+            confirm: AtomicU64::new(recovered.confirm),
+            external_confirm: AtomicBool::new(frames.is_some()),
+            confirm_limit: AtomicU64::new(recovered.confirm),
+            scan_from: AtomicU64::new(match frames {
+                Some(_) => recovered.confirm,
+                None => u64::MAX,
+            }),
             written_timestamp: AtomicI64::new(last_timestamp),
             flushed_timestamp: AtomicI64::new(0),
             write_target: AtomicU64::new(end),
@@ -431,6 +455,7 @@ impl Store {
             clock,
             disk,
             log,
+            frames,
             queues,
             index,
             ring,

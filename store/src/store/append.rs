@@ -2,33 +2,20 @@
 
 use super::*;
 
+/// Appends to a log of frames are refused while more than this waits for the group to commit it.
+const MAX_UNCONFIRMED: u64 = 128 << 20;
+/// What a frame is put together in keeps this much.
+const KEPT_FRAME_BYTES: usize = 1 << 20;
+
 impl Store {
     /// Encodes and appends consecutive records to the tail ring under one short lock; assigns physical and queue
     /// offsets and the store timestamp. All or nothing. No I/O: call [`Store::drive`] after it.
+    ///
+    /// In a log of frames all of them are the body of one entry; only the leader appends.
     pub fn append(&self, messages: &[PutMessage<'_>]) -> Result<Appended, PutError> {
-        self.append_inner(0, messages, |_, _| {})
-    }
-
-    /// `append` with `prefix_len` bytes in front of the records, the whole within one segment. `fill` gets the prefix
-    /// to write and the frame's position, under the append lock.
-    pub fn append_frame(
-        &self,
-        prefix_len: usize,
-        messages: &[PutMessage<'_>],
-        fill: impl FnOnce(&mut [u8], u64),
-    ) -> Result<Appended, PutError> {
-        self.append_inner(prefix_len, messages, fill)
-    }
-
-    pub(super) fn append_inner(
-        &self,
-        prefix_len: usize,
-        messages: &[PutMessage<'_>],
-        fill: impl FnOnce(&mut [u8], u64),
-    ) -> Result<Appended, PutError> {
         let result = self
             .encode(messages)
-            .and_then(|encoded| self.append_encoded(prefix_len, messages, encoded, fill));
+            .and_then(|encoded| self.append_encoded(messages, encoded));
         match &result {
             Ok(appended) => {
                 self.counters
@@ -97,6 +84,20 @@ impl Store {
 
     /// Flow control, before anything is changed: does `total` more fit?
     pub(super) fn room(&self, appended: u64, total: u64) -> Result<(), PutError> {
+        self.ring_room(appended, total)?;
+        let undispatched =
+            self.queues.unwritten() + self.index.as_ref().map_or(0, IndexService::pending);
+        if undispatched > MAX_UNDISPATCHED {
+            return Err(PutError::Busy("queues and index fall behind"));
+        }
+        if self.frames.is_some() && appended - self.confirm_offset() > MAX_UNCONFIRMED {
+            return Err(PutError::Busy("too much waits for the group"));
+        }
+        Ok(())
+    }
+
+    /// The bounds of the log itself.
+    pub(super) fn ring_room(&self, appended: u64, total: u64) -> Result<(), PutError> {
         let written = self.written.load(Ordering::Acquire);
         if appended + total - written > self.ring.capacity() {
             return Err(PutError::Busy("the tail ring is full"));
@@ -105,21 +106,18 @@ impl Store {
         if unflushed > self.config.max_unflushed_bytes {
             return Err(PutError::Busy("too much waits to be flushed"));
         }
-        let undispatched =
-            self.queues.unwritten() + self.index.as_ref().map_or(0, IndexService::pending);
-        if undispatched > MAX_UNDISPATCHED {
-            return Err(PutError::Busy("queues and index fall behind"));
-        }
         Ok(())
     }
 
     pub(super) fn append_encoded(
         &self,
-        prefix_len: usize,
         messages: &[PutMessage<'_>],
         mut encoded: SmallVec<[Encoded<'_>; 1]>,
-        fill: impl FnOnce(&mut [u8], u64),
     ) -> Result<Appended, PutError> {
+        let prefix_len = match self.frames {
+            Some(_) => FRAME_HEADER,
+            None => 0,
+        };
         let total: u64 = prefix_len as u64 + encoded.iter().map(|e| e.size as u64).sum::<u64>();
         if prefix_len > 0 && total + END_FILE_MIN_BLANK > self.log.size() {
             let limit = (self.log.size() - END_FILE_MIN_BLANK) as usize;
@@ -139,8 +137,11 @@ impl Store {
 
         let mut guard = self.append.lock();
         let state = &mut *guard;
+        if self.frames.is_some() && state.gate.is_none() {
+            return Err(PutError::NotLeader);
+        }
         if self.scan_from.load(Ordering::Acquire) != u64::MAX {
-            // A slave became master: once all it received is dispatched, queue offsets are assigned here.
+            // A slave became master, a follower leader: once all it received is dispatched, queue offsets are assigned here.
             if self.confirm_offset() < state.tail.position {
                 return Err(PutError::Busy("replicated records are not dispatched yet"));
             }
@@ -158,24 +159,31 @@ impl Store {
             now
         };
         state.last_timestamp = store_timestamp;
+        let mut body = std::mem::take(&mut state.frame);
         if prefix_len > 0 {
             self.roll(state, total);
-            let mut prefix: SmallVec<[u8; 64]> = SmallVec::from_elem(0, prefix_len);
-            fill(&mut prefix, state.tail.position);
-            self.ring.push(&mut state.tail, &prefix);
+            body.clear();
         }
         let mut first = None;
         for (message, record) in messages.iter().zip(&mut encoded) {
-            self.roll(state, record.size as u64);
-            let phy_offset = state.tail.position;
+            if prefix_len == 0 {
+                self.roll(state, record.size as u64);
+            }
+            let phy_offset = state.tail.position + (prefix_len + body.len()) as u64;
             let queue_offset = if record.in_queue {
                 message.queue.take_offset()
             } else {
                 0
             };
-            record.write(queue_offset, phy_offset, store_timestamp, |piece| {
-                self.ring.push(&mut state.tail, piece)
-            });
+            if prefix_len == 0 {
+                record.write(queue_offset, phy_offset, store_timestamp, |piece| {
+                    self.ring.push(&mut state.tail, piece)
+                });
+            } else {
+                record.write(queue_offset, phy_offset, store_timestamp, |piece| {
+                    body.extend_from_slice(piece)
+                });
+            }
             let size = record.size as u32;
             let mut key_hashes = SmallVec::new();
             if index && record.indexed {
@@ -208,6 +216,12 @@ impl Store {
             });
             first.get_or_insert((phy_offset, queue_offset));
         }
+        if let (Some(frames), Some(term)) = (&self.frames, state.gate) {
+            self.push_frame(frames, state, term, Frame::RECORDS, &body);
+        }
+        body.clear();
+        body.shrink_to(KEPT_FRAME_BYTES);
+        state.frame = body;
         let end = state.tail.position;
         self.appended.store(end, Ordering::Release);
         drop(guard);

@@ -67,6 +67,10 @@ impl Store {
     }
 
     pub(super) fn dispatch_round(&self) {
+        let frames = self.frames.as_ref().map_or(Ok(()), FrameTable::save);
+        if let Err(error) = frames {
+            tracing::warn!(%error, "the table of entries could not be written");
+        }
         if let Err(error) = self.save_offsets(false) {
             self.background_failed(error);
         }

@@ -46,6 +46,13 @@ impl Store {
             self.scan_from.fetch_min(position, Ordering::AcqRel);
         }
         writer.last_phy = last_phy;
+        if let Some(frames) = &self.frames {
+            frames.truncate_to(position, |at| {
+                let mut header = Vec::new();
+                self.read_log(at, FRAME_HEADER, &mut header)?;
+                Ok(Frame::parse(&header))
+            })?;
+        }
         state.tail = self.ring.reset(position);
         state.segment_end = position - position % self.log.size() + self.log.size();
         self.prepared.store(position, Ordering::Relaxed);
@@ -102,6 +109,7 @@ impl Store {
         self.queues.set_log_end(position);
         state.tail = self.ring.reset(position);
         state.segment_end = position + self.log.size();
+        state.pending.clear();
         Ok(())
     }
 

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Records of a log of frames that are read back and dispatched in one round, give or take one batch.
+const MAX_ARRIVALS_A_ROUND: usize = 16 << 10;
+
 impl Store {
     /// If nobody writes: writes all that is pending, dispatches it and calls the listeners. Else returns at once.
     ///
@@ -167,6 +170,10 @@ impl Store {
                 }
             }
         }
+        if let Some(last) = writer.batch.last().filter(|_| from_log) {
+            let mut state = self.append.lock();
+            state.last_timestamp = state.last_timestamp.max(last.store_timestamp);
+        }
         if let Some(last) = writer.batch.last() {
             writer.last_phy = last.phy_offset;
         }
@@ -204,6 +211,21 @@ impl Store {
             bytes.clear();
             self.read_log(position, 8, &mut bytes)?;
             let rest = self.log.size() - position % self.log.size();
+            if begins_frame(&bytes) && position + FRAME_HEADER as u64 <= limit {
+                bytes.clear();
+                self.read_log(position, FRAME_HEADER, &mut bytes)?;
+                let frame = Frame::parse(&bytes)
+                    .filter(|f| f.position == position && u64::from(f.len) <= rest)
+                    .ok_or_else(|| Error::Damaged(format!("no entry begins at {position}")))?;
+                if frame.end() > limit || out.len() >= MAX_ARRIVALS_A_ROUND {
+                    break;
+                }
+                position = match frame.kind {
+                    Frame::RECORDS => position + FRAME_HEADER as u64,
+                    _ => frame.end(),
+                };
+                continue;
+            }
             match record::peek(&bytes) {
                 Peek::Blank { size } if size as u64 == rest => {
                     // The padding may still be on its way.

@@ -237,45 +237,6 @@ fn many_queues_open_at_once_and_lazily() {
 }
 
 #[test]
-fn a_frame_is_one_piece_within_one_segment() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(small(dir.path()));
-    let queue = store.queue("t", 0).unwrap();
-    let message = store::PutMessage {
-        queue: &queue,
-        flag: 0,
-        sys_flag: 0,
-        born_timestamp: 0,
-        born_host: host(),
-        store_host: host(),
-        reconsume_times: 0,
-        prepared_transaction_offset: 0,
-        body: &[7; 2000],
-        properties: b"",
-        tags_code: store::TagsCode::Hash(0),
-        unique_key: "",
-        keys: "",
-    };
-    for _ in 0..20 {
-        let mut at = 0;
-        let appended = store
-            .append_frame(48, &[message; 3], |prefix, position| {
-                at = position;
-                prefix.fill(0xab);
-            })
-            .unwrap();
-        assert_eq!(appended.phy_offset, at + 48);
-        assert_eq!(at / (16 << 10), (appended.end - 1) / (16 << 10));
-        store.drive();
-        let mut bytes = Vec::new();
-        store.read_range(at, 48, &mut bytes).unwrap();
-        assert_eq!(bytes, [0xab; 48]);
-    }
-    assert_eq!(store.max_offset("t", 0), 60);
-    assert_eq!(bodies(&store, "t", 0, 0).len(), 60);
-}
-
-#[test]
 fn a_damaged_queue_comes_back_from_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(small(dir.path()));

@@ -6,5 +6,6 @@ mod basic;
 mod common;
 mod faults;
 mod fixtures;
+mod frames;
 mod logs;
 mod model;
