@@ -146,7 +146,9 @@ impl From<PutError> for Failure {
             PutError::MessageTooLarge { .. }
             | PutError::TopicTooLong(_)
             | PutError::PropertiesTooLong(_) => Self::Unusable(text),
-            PutError::NotWritable(_) | PutError::WrongPosition { .. } => Self::Later(text),
+            PutError::NotWritable(_) | PutError::NotLeader | PutError::WrongPosition { .. } => {
+                Self::Later(text)
+            }
         }
     }
 }

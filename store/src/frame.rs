@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::error::Error;
+use crate::error::{Error, PutError};
 use crate::record::{i32_at, i64_at};
 use crate::segment::{Segments, file_name};
 
@@ -126,6 +126,12 @@ pub(crate) fn begins_frame(bytes: &[u8]) -> bool {
 pub struct EntryId {
     pub index: u64,
     pub term: u64,
+}
+
+/// Asked under the append lock before a batch becomes a frame: whoever leads the group counts it, or refuses it.
+pub trait FrameStamp: Send + Sync {
+    /// The frame of `entry` will lie at `position` and have `len` bytes; nothing can fail after this.
+    fn stamp(&self, entry: EntryId, position: u64, len: u32) -> Result<(), PutError>;
 }
 
 /// Where each entry is. Everything but `compacted` is a cache of the log.

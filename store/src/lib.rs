@@ -41,7 +41,7 @@ pub use config::{FlushDiskType, FrameConfig, StoreConfig};
 pub use consume_queue::ConsumeQueue;
 pub use disk::{Disk, RealDisk};
 pub use error::{Error, NotWritable, PutError};
-pub use frame::{EntryId, FRAME_HEADER, Frame};
+pub use frame::{EntryId, FRAME_HEADER, Frame, FrameStamp};
 pub use get::{Filter, GetOutcome, GetRequest, GetResult, GetStatus, MessageFilter};
 pub use platform::memory_bytes;
 pub use put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};

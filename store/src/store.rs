@@ -16,7 +16,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ use crate::config::{FlushDiskType, StoreConfig};
 use crate::consume_queue::{ConsumeQueue, ConsumeQueues};
 use crate::disk::{Disk, RealDisk};
 use crate::error::{Error, NotWritable, PutError};
-use crate::frame::{EntryId, FRAME_HEADER, Frame, FrameTable, begins_frame};
+use crate::frame::{EntryId, FRAME_HEADER, Frame, FrameStamp, FrameTable, begins_frame};
 use crate::get::ColdReaders;
 use crate::handover::Handover;
 use crate::index_file::{IndexService, Stop, index_dir};
@@ -198,6 +198,8 @@ pub struct Store {
     pub(crate) log: Arc<Segments>,
     /// Of a log of frames.
     pub(crate) frames: Option<FrameTable>,
+    /// Of a log of frames: counts the entries that `append` makes.
+    frame_stamp: OnceLock<Arc<dyn FrameStamp>>,
     pub(crate) queues: ConsumeQueues,
     pub(crate) index: Option<IndexService>,
     pub(crate) ring: Ring,
@@ -456,6 +458,7 @@ impl Store {
             disk,
             log,
             frames,
+            frame_stamp: OnceLock::new(),
             queues,
             index,
             ring,

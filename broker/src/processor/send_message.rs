@@ -725,6 +725,10 @@ impl Call<'_> {
                 response_code::SERVICE_NOT_AVAILABLE,
                 format!("service not available now: {reason}"),
             ),
+            PutError::NotLeader => Refusal::new(
+                response_code::SERVICE_NOT_AVAILABLE,
+                format!("service not available now: {error}"),
+            ),
             PutError::Busy(_) => busy(),
             PutError::MessageTooLarge { .. }
             | PutError::TopicTooLong(_)

@@ -135,6 +135,35 @@ impl Store {
         Ok(())
     }
 
+    /// Who counts the entries that `append` makes; once, before the gate opens for the first time.
+    pub fn set_frame_stamp(&self, stamp: Arc<dyn FrameStamp>) {
+        let _ = self.frame_stamp.set(stamp);
+    }
+
+    /// Tells of the frame that comes next; after this nothing can fail.
+    pub(super) fn stamp_frame(
+        &self,
+        table: &FrameTable,
+        state: &AppendState,
+        term: u64,
+        total: u64,
+    ) -> Result<(), PutError> {
+        let Some(stamp) = self.frame_stamp.get() else {
+            return Ok(());
+        };
+        let entry = EntryId {
+            index: table.last().index + 1,
+            term,
+        };
+        let end = state.tail.position;
+        let fits = total + END_FILE_MIN_BLANK <= state.segment_end - end;
+        stamp.stamp(
+            entry,
+            if fits { end } else { state.segment_end },
+            total as u32,
+        )
+    }
+
     /// Under the append lock, after [`Store::roll`] made room.
     pub(super) fn push_frame(
         &self,
@@ -235,7 +264,18 @@ impl Store {
             return Err(Error::Invalid(format!("entry {index} is committed")));
         }
         self.follow_log()?;
-        self.truncate_to(frame.position)
+        self.truncate_to(frame.position)?;
+        // What was cut must not come back after a power cut, among entries that took its place.
+        if let Some(segment) = self.log.at(frame.position) {
+            segment
+                .file
+                .sync_data()
+                .map_err(|e| Error::io("sync", &segment.path, e))?;
+        }
+        let dir = self.log.dir();
+        fs::File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|e| Error::io("sync", dir, e))
     }
 
     /// Gives up the whole log, which the leader no longer continues: it goes on behind this entry at `position`, the
