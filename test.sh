@@ -2,7 +2,7 @@
 # Everything the project proves about itself, in one command. Names what this machine cannot run; under CI=true that is a failure.
 #
 #   ./test.sh                        all stages this machine can run
-#   ./test.sh lint unit cost clients e2e  only these
+#   ./test.sh lint unit disk cost clients e2e  only these
 #
 # Caches lie outside the clone (cargo's target folder, the Kubernetes binaries, client jars), so a second run is quick and an empty cache is only slow.
 set -uo pipefail
@@ -12,7 +12,7 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
 export ROCKETCLUSTER_CACHE=$cache
 mkdir -p "$cache"
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(lint unit cost clients e2e)
+[ ${#stages[@]} -gt 0 ] || stages=(lint unit disk cost clients e2e)
 
 passed=() failed=() skipped=()
 step() { # step NAME COMMAND...: runs it, keeps the verdict, goes on
@@ -47,7 +47,8 @@ for stage in "${stages[@]}"; do
       step "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
       step "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet ;;
     unit)
-      step "unit and integration" cargo test --workspace --locked --no-fail-fast
+      step "unit and integration" cargo test --workspace --locked --no-fail-fast ;;
+    disk)
       if mount_alone=$(may_mount); then step "a disk that fills up" $mount_alone cargo test -p store --locked --test small_disk -- --ignored
       else skip "a disk that fills up" "may not mount a small file system here (needs root, or namespaces for users)"; fi ;;
     cost) # counts, not times: they repeat on a loaded machine
@@ -66,7 +67,7 @@ for stage in "${stages[@]}"; do
       elif m=$(missing java mvn go); then skip "e2e" "no $m on this machine"
       elif [ "$(uname -s)" != Linux ]; then skip "e2e" "needs Linux"
       elif with_release; then step "end to end on Kubernetes" tests/e2e/run.sh; fi ;;
-    *) echo "unknown stage: $stage (lint, unit, cost, clients, e2e)" >&2; exit 2 ;;
+    *) echo "unknown stage: $stage (lint, unit, disk, cost, clients, e2e)" >&2; exit 2 ;;
   esac
 done
 

@@ -58,7 +58,7 @@ impl CqUnit {
         })
     }
 
-    fn is_written(self) -> bool {
+    pub(crate) fn is_written(self) -> bool {
         self.phy_offset >= 0 && self.size > 0
     }
 
@@ -70,7 +70,7 @@ impl CqUnit {
         if self.is_filler() {
             0
         } else {
-            (self.phy_offset + i64::from(self.size)).max(0) as u64
+            self.phy_offset.saturating_add(i64::from(self.size)).max(0) as u64
         }
     }
 }

@@ -244,7 +244,7 @@ impl Store {
             }
             for unit in units.iter() {
                 let phy = unit.phy_offset as u64;
-                if unit.is_filler() || phy < removed_below {
+                if unit.is_filler() || !unit.is_written() || phy < removed_below {
                     next += 1;
                     scanned += 1;
                     continue;

@@ -270,7 +270,7 @@ impl IndexFile {
             self.header.begin_phy_offset = phy_offset;
             self.header.begin_timestamp = store_timestamp;
         }
-        let seconds = ((store_timestamp - self.header.begin_timestamp) / 1000)
+        let seconds = (store_timestamp.saturating_sub(self.header.begin_timestamp) / 1000)
             .clamp(0, i64::from(i32::MAX)) as i32;
         self.buffer.extend_from_slice(
             &Entry {
@@ -283,7 +283,7 @@ impl IndexFile {
         );
         self.set_slot(slot, number)?;
         if previous == 0 {
-            self.header.hash_slot_count += 1;
+            self.header.hash_slot_count = self.header.hash_slot_count.saturating_add(1);
         }
         self.header.index_count += 1;
         self.header.end_phy_offset = phy_offset;
@@ -389,8 +389,14 @@ impl IndexFile {
                 break;
             };
             // Seconds are all that is stored: the true time lies within the second that begins here.
-            let time = self.header.begin_timestamp + i64::from(entry.seconds) * 1000;
-            if entry.hash == hash && entry.phy_offset >= 0 && time + 999 >= begin && time <= end {
+            let seconds = i64::from(entry.seconds) * 1000;
+            let time = self.header.begin_timestamp.saturating_add(seconds);
+            let second = time..=time.saturating_add(999);
+            if entry.hash == hash
+                && entry.phy_offset >= 0
+                && *second.end() >= begin
+                && *second.start() <= end
+            {
                 let phy_offset = entry.phy_offset as u64;
                 if !out.contains(&phy_offset) {
                     out.push(phy_offset);
@@ -436,7 +442,7 @@ impl IndexFile {
                 (last_phy, seconds) = (entry.phy_offset, entry.seconds);
                 let slot = (entry.hash as u32 % self.shape.slots) as usize * 4;
                 if slots[slot..slot + 4] == [0; 4] {
-                    self.header.hash_slot_count += 1;
+                    self.header.hash_slot_count = self.header.hash_slot_count.saturating_add(1);
                 }
                 bytes[16..].copy_from_slice(&slots[slot..slot + 4]);
                 slots[slot..slot + 4].copy_from_slice(&(number + kept).to_be_bytes());
@@ -456,7 +462,8 @@ impl IndexFile {
         if number < count {
             self.header.index_count = number;
             self.header.end_phy_offset = last_phy;
-            self.header.end_timestamp = self.header.begin_timestamp + i64::from(seconds) * 1000;
+            let seconds = i64::from(seconds) * 1000;
+            self.header.end_timestamp = self.header.begin_timestamp.saturating_add(seconds);
         }
         self.written = self.header.index_count;
         write_all_at(disk, &self.file, &slots, HEADER)?;

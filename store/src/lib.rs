@@ -36,6 +36,10 @@ mod handover;
 mod signal;
 mod sync;
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
+
 pub use clock::{Clock, SystemClock};
 pub use config::{FlushDiskType, FrameConfig, StoreConfig};
 pub use consume_queue::ConsumeQueue;

@@ -4,6 +4,7 @@
 
 mod basic;
 mod common;
+mod damage;
 mod faults;
 mod fixtures;
 mod frames;
