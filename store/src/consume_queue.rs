@@ -523,7 +523,7 @@ impl ConsumeQueues {
         queue.max.store(end, Ordering::Release);
         drop(inner);
         if end < found && end > first {
-            tracing::warn!(topic = %queue.topic, queue_id = queue.queue_id, from = end, to = found, "cut units that point beyond the log");
+            tracing::debug!(topic = %queue.topic, queue_id = queue.queue_id, from = end, to = found, "cut units that point beyond the log");
             self.zero_units(queue, end, found)?;
         }
         self.correct_min(queue, self.log.min())
@@ -644,18 +644,33 @@ impl ConsumeQueues {
         !self.expected.lock().is_empty()
     }
 
-    /// How far every queue reaches, loaded or not: for the table, once all of it is synced.
-    pub(crate) fn reached(&self) -> Queues {
+    /// Where each loaded queue ends now.
+    pub(crate) fn ends(&self) -> HashMap<u64, i64> {
+        let mut ends = HashMap::new();
+        for queues in self.topics.read().values() {
+            for slot in queues.values() {
+                if let Slot::Loaded(queue) = &*slot.read() {
+                    ends.insert(queue.id, queue.max_offset());
+                }
+            }
+        }
+        ends
+    }
+
+    /// How far every queue reaches, loaded or not: for the table, once all of it is synced. Not beyond `ends`, which were looked up before our own
+    /// offsets were: what came later lies behind them, and is no loss when it is not found.
+    pub(crate) fn reached(&self, ends: &HashMap<u64, i64>) -> Queues {
         let mut reached = self.expected.lock().clone();
         for (topic, queues) in self.topics.read().iter() {
             for (queue_id, slot) in queues {
                 if let Slot::Loaded(queue) = &*slot.read() {
                     // `written`, not `max`: what arrived since is not synced.
                     let inner = queue.inner.lock();
-                    if let Some(base) = inner.files.first().filter(|_| inner.written > 0) {
+                    let end = ends.get(&queue.id).map_or(0, |end| inner.written.min(*end));
+                    if let Some(base) = inner.files.first().filter(|_| end > 0) {
                         let extent = Extent {
                             first: (base / UNIT as u64) as i64,
-                            max: inner.written,
+                            max: end,
                         };
                         reached.insert((topic.to_string(), *queue_id), extent);
                     }

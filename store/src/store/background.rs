@@ -102,6 +102,9 @@ impl Store {
     /// Writes queues and index, and then what is thereby known.
     pub(super) fn save_offsets(&self, last: bool) -> Result<(), Error> {
         let mut state = self.checkpoint.lock();
+        let since_sync = self.confirm_offset().saturating_sub(state.synced_dispatch);
+        let due = last || state.last_sync.elapsed() >= SYNC_INTERVAL || since_sync >= OFFSETS_BYTES;
+        let ends = due.then(|| self.queues.ends());
         let (dispatched, last_phy, timestamp) = {
             let writer = self.writer.lock();
             (
@@ -119,17 +122,16 @@ impl Store {
         let changed = dispatched != state.offsets.dispatched
             || state.offsets.queues != self.queues.count_on_disk() as u64;
         let behind = dispatched.saturating_sub(state.synced_dispatch);
-        let sync = last
-            || (behind > 0
-                && (state.last_sync.elapsed() >= SYNC_INTERVAL || behind >= OFFSETS_BYTES));
+        let ends = ends.filter(|_| last || behind > 0);
+        let sync = ends.is_some();
         if !changed && !sync {
             return Ok(());
         }
         let mut reached = None;
-        if sync {
+        if let Some(ends) = ends {
             let index_files = self.index.as_ref().map(IndexService::names);
             reached = Some(queue_table::Expected {
-                queues: self.queues.reached(),
+                queues: self.queues.reached(&ends),
                 index_files: index_files.unwrap_or_default(),
             });
             self.queues.sync()?;
