@@ -271,7 +271,7 @@ keys! {
     Dynamic "haHousekeepingInterval" ha_housekeeping_interval: i32 = 20_000, "ms of silence after which either end closes a replication connection";
     Dynamic "haTransferBatchSize" ha_transfer_batch_size: i32 = 32_768, "bytes of the log in one chunk to a slave at most";
     Dynamic "haMaxGapNotInSync" ha_max_gap_not_in_sync: i64 = 268_435_456, "bytes behind the master beyond which a slave counts for no acknowledgement (4.9: haSlaveFallbehindMax)";
-    Dynamic "haCatchUpBytesPerSecond" ha_catch_up_bytes_per_second: i64 = 67_108_864, "bytes a second that slaves far behind are sent from disk, all together; 0: as fast as they take them (RocketCluster's own key)";
+    Dynamic "haCatchUpBytesPerSecond" ha_catch_up_bytes_per_second: i64 = 67_108_864, "bytes a second that slaves further behind than haMaxGapNotInSync are sent from disk, all together, but at least twice what the log grows by; 0: as fast as they take them (RocketCluster's own key)";
     AtStart "haSlaveAckAfterFlush" ha_slave_ack_after_flush: bool = false, "a slave acknowledges only what is on its disk, so that a synchronous acknowledgement survives the power loss of all (RocketCluster's own key)";
     Dynamic "haReadyMaxLagBytes" ha_ready_max_lag_bytes: i64 = 8_388_608, "bytes behind its master up to which a slave says that it is ready (RocketCluster's own key)";
     Dynamic "slaveTimeout" slave_timeout: i32 = 3_000, "ms that a send waits for slaves before it is answered FLUSH_SLAVE_TIMEOUT";
@@ -527,13 +527,13 @@ pub const NOT_APPLICABLE: &[(&str, &str)] = &[
         "messages with a delivery time are not served yet",
     ),
     ("timerInterceptDelayLevel", "read by no broker"),
-    ("lockInStrictMode", "replication is not served yet"),
-    ("enableSlaveActingMaster", "replication is not served yet"),
-    ("enableRemoteEscape", "replication is not served yet"),
-    ("brokerHeartbeatInterval", "replication is not served yet"),
+    ("lockInStrictMode", "a queue is locked on its master"),
+    ("enableSlaveActingMaster", "acting masters are not served"),
+    ("enableRemoteEscape", "acting masters are not served"),
+    ("brokerHeartbeatInterval", "acting masters are not served"),
     (
         "brokerNotActiveTimeoutMillis",
-        "replication is not served yet",
+        "acting masters are not served",
     ),
     ("duplicationEnable", "read by no released broker"),
     ("totalReplicas", "the slaves that are connected count"),

@@ -18,6 +18,7 @@ use super::protocol::{HEADER_BYTES, ReportReader, Start, encode_header};
 use super::replicas::{Replica, SyncRule};
 use super::{Node, TICK};
 use crate::broker::Broker;
+use crate::config::BrokerConfig;
 use crate::role::Role;
 
 /// Slaves of one master; more connections are closed at once.
@@ -52,6 +53,17 @@ impl Budget {
     }
 }
 
+/// Bytes a second for a slave that is so far behind a log that grows by so much a second; 0 for no bound. One that is in
+/// sync is not held back, and none so much that it never arrives.
+fn catch_up_rate(config: &BrokerConfig, behind: u64, growth: u64) -> u64 {
+    let bytes = |value: i64| u64::try_from(value).unwrap_or(0);
+    match bytes(config.ha_catch_up_bytes_per_second) {
+        0 => 0,
+        _ if behind <= bytes(config.ha_max_gap_not_in_sync) => 0,
+        rate => rate.max(growth.saturating_mul(2)),
+    }
+}
+
 /// Serves slaves until the broker stops.
 pub(super) async fn accept(node: &Node, listener: TcpListener) {
     let mut slaves = tokio::task::JoinSet::new();
@@ -73,11 +85,18 @@ pub(super) async fn accept(node: &Node, listener: TcpListener) {
     }
 }
 
-/// Answers what waited too long for slaves, and judges them again as the log grows away from them.
+/// Answers what waited too long for slaves, judges them again as the log grows away from them, measures how fast it grows.
 pub(super) async fn keep_time(broker: &Arc<Broker>) {
+    let (mut from, mut since) = (broker.store.written(), Instant::now());
     loop {
         let idle = broker.acks.waiting() == 0 && broker.ha.replicas.list().is_empty();
         sleep(if idle { IDLE_TICK } else { TICK }).await;
+        if since.elapsed() >= IDLE_TICK {
+            let (end, passed) = (broker.store.written(), since.elapsed().as_secs_f64());
+            let growth = end.saturating_sub(from) as f64 / passed;
+            broker.ha.growth.store(growth as u64, Ordering::Relaxed);
+            (from, since) = (end, Instant::now());
+        }
         if idle {
             continue;
         }
@@ -276,7 +295,9 @@ impl<'a> Slave<'a> {
             let (out, next) = read.await.map_err(|e| e.to_string())?;
             self.out = out;
             let next = next?;
-            let rate = u64::try_from(config.ha_catch_up_bytes_per_second).unwrap_or(0);
+            let behind = self.broker.store.written().saturating_sub(next);
+            let mine = self.broker.ha.growth.load(Ordering::Relaxed);
+            let rate = catch_up_rate(&config, behind, mine);
             self.paused = self
                 .broker
                 .ha
@@ -387,5 +408,22 @@ mod tests {
         assert_eq!(until - now, Duration::from_millis(100));
         let later = now + Duration::from_secs(5);
         assert_eq!(budget.take(4_000, 100_000, later), None, "nothing is owed");
+    }
+
+    #[test]
+    fn a_slave_in_sync_is_not_held_back_and_none_so_much_that_it_never_arrives() {
+        let config = BrokerConfig {
+            ha_catch_up_bytes_per_second: 1_000,
+            ha_max_gap_not_in_sync: 500,
+            ..BrokerConfig::default()
+        };
+        assert_eq!(catch_up_rate(&config, 500, 0), 0);
+        assert_eq!(catch_up_rate(&config, 501, 0), 1_000);
+        assert_eq!(catch_up_rate(&config, 501, 700), 1_400);
+        let config = BrokerConfig {
+            ha_catch_up_bytes_per_second: 0,
+            ..config
+        };
+        assert_eq!(catch_up_rate(&config, 1 << 40, 700), 0);
     }
 }

@@ -24,7 +24,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -57,6 +57,8 @@ pub struct Ha {
     acked: Notify,
     /// Bytes read from disk for slaves that are far behind.
     budget: Mutex<master::Budget>,
+    /// Bytes by which the log grew in the last second.
+    growth: AtomicU64,
     /// Why the master does not serve yet.
     unsettled: Mutex<Option<String>>,
     /// It has asked its slaves: they may follow it, though it is not registered yet.
