@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Unmodified clients from their registries against a cluster of two masters and one name server: Apache Java client 4.9.8 and
-# 5.3.3, Go client, mqadmin of both versions, Apache's benchmark programs.
+# 5.3.3, Go client, mqadmin of both versions, Apache's benchmark programs; and the original servers beside ours on one store or in one group.
 #
 #   tests/clients/run.sh                  everything
-#   tests/clients/run.sh java-4.9.8 go    only these parts: java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store-4.9.7 store-5.3.3
+#   tests/clients/run.sh java-4.9.8 go    only these parts: java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store-4.9.7 store-5.3.3 replication
 #   SCENARIOS=sync,pull tests/clients/run.sh java-4.9.8
 #   SERVERS=java tests/clients/run.sh     the same against the original servers (SERVERS_VERSION=4.9.7 or 5.3.3): proves the rig itself
 #   NAMESRV=ours SERVERS=java …           our name server under the original brokers
@@ -14,7 +14,7 @@ cd "$(dirname "$0")" || exit 2
 cache=${ROCKETCLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rocketcluster}
 out=$cache/clients
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store-4.9.7 store-5.3.3)
+[ ${#parts[@]} -gt 0 ] || parts=(java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store-4.9.7 store-5.3.3 replication)
 servers=${SERVERS:-ours}
 servers_version=${SERVERS_VERSION:-4.9.7}
 work=$out/run-$$
@@ -35,9 +35,9 @@ package() { # package NAME VERSION POM-FOLDER
   fi
 }
 if [ "$servers" = java ]; then # nothing to exchange with itself
-  for i in "${!parts[@]}"; do case ${parts[i]} in store-*) unset 'parts[i]' ;; esac; done
+  for i in "${!parts[@]}"; do case ${parts[i]} in store-* | replication) unset 'parts[i]' ;; esac; done
 fi
-for v in 4.9.8 5.3.3; do if has "[!s]*-$v" || { [ $v = 4.9.8 ] && has 'store-*'; }; then package java $v java || exit 1; fi; done
+for v in 4.9.8 5.3.3; do if has "[!s]*-$v" || { [ $v = 4.9.8 ] && { has 'store-*' || has replication; }; }; then package java $v java || exit 1; fi; done
 if has go; then (cd go && go build -o "$out/go-clients" .) || { say "go build failed"; exit 1; }; fi
 
 open=(--add-opens=java.base/java.nio=ALL-UNNAMED --add-opens=java.base/sun.nio.ch=ALL-UNNAMED --add-opens=java.base/java.lang=ALL-UNNAMED
@@ -101,14 +101,17 @@ if [ -z "$bin" ] && [ "$servers${NAMESRV:-}" != java ]; then
   (cd ../.. && cargo build --release --locked -q -p namesrv -p broker) || exit 1
   bin=$(cd ../.. && cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
 fi
+# Ours and the original in one replica group, either way round, and a cluster that moves from one to the other while it is used.
+original() { (cd ../.. && ORIGINAL_SERVERS=$out ROCKETCLUSTER_BIN=$bin cargo test --release --locked -q -p broker --test original "$@"); }
+if has replication; then original --no-run || exit 1; fi
 jvm() { # jvm VERSION CLASS OPTIONS...: a server of the original
   local version=$1; shift
   exec java "${open[@]}" --add-exports=java.base/jdk.internal.ref=ALL-UNNAMED -Xms256m -Xmx512m -XX:MaxDirectMemorySize=1g -Duser.home="$work" -Drocketmq.home.dir="$work" \
     -cp "$out/servers-$version/lib/*" "$@"
 }
-if [ "$servers" = java ] || has 'store-*'; then
+if [ "$servers" = java ] || has 'store-*' || has replication; then
   for v in 4.9.7 5.3.3; do
-    if has "store-$v" || { [ "$servers" = java ] && [ "$servers_version" = $v ]; }; then package servers $v java/servers || exit 1; fi
+    if has "store-$v" || has replication || { [ "$servers" = java ] && [ "$servers_version" = $v ]; }; then package servers $v java/servers || exit 1; fi
   done
   mkdir -p "$work/conf"
   for f in logback_namesrv logback_broker rmq.namesrv.logback rmq.broker.logback; do
@@ -268,11 +271,13 @@ if has 'store-*'; then
 fi
 group java-4.9.8 java-5.3.3 go
 group binary-4.9.8 binary-5.3.3
+if has replication; then part replication original; replication=$!; fi
 group mqadmin-4.9.8
 group mqadmin-5.3.3
 group benchmark-4.9.8 benchmark-5.3.3
 [ ${#exchanges[@]} -eq 0 ] || wait "${exchanges[@]}"
 for v in 4.9.7 5.3.3; do if has store-$v; then collect store-$v; fi; done
+if has replication; then wait "$replication"; collect replication; fi
 alive
 say "$passed passed, $failed failed in $((SECONDS - began)) s"
 if [ $failed -gt 0 ]; then say "failures in: ${broken[*]}; logs in $work"; exit 1; fi

@@ -231,11 +231,15 @@ pub(super) async fn ask_stock_segment_size(client: &RemotingClient, address: &st
     line?.trim().parse().ok()
 }
 
-/// The end of a stock master's log (28).
-pub(super) async fn ask_stock_end(client: &RemotingClient, address: &str) -> Option<u64> {
+/// Begin and end of a stock master's log (28).
+pub(super) async fn ask_stock_range(client: &RemotingClient, address: &str) -> Option<(u64, u64)> {
     let request = RemotingCommand::request(request_code::GET_BROKER_RUNTIME_INFO);
     let answer = client.invoke(address, request, TIMEOUT).await.ok()?;
     let table: remoting::protocol::body::KVTable =
         remoting::protocol::json::from_slice(&answer.body).ok()?;
-    table.table.get("commitLogMaxOffset")?.parse().ok()
+    let figure = |key: &str| table.table.get(key)?.parse::<i64>().ok();
+    // An empty log begins at -1.
+    let min = figure("commitLogMinOffset")?.max(0);
+    let max = figure("commitLogMaxOffset")?.max(0);
+    Some((min.unsigned_abs(), max.unsigned_abs()))
 }

@@ -167,7 +167,10 @@ async fn follow(node: &Node, target: &Target) -> Result<(), String> {
     };
     let start = match (native, store.appended()) {
         (true, end) => Start::Exactly(end),
-        (false, 0) => Start::LastFile,
+        (false, 0) => match &main {
+            Some(main) => oldest_of_stock(node, main).await?,
+            None => Start::LastFile,
+        },
         (false, end) => Start::At(end),
     };
     let mut stream = connect(node, &address).await?;
@@ -188,6 +191,25 @@ async fn follow(node: &Node, target: &Target) -> Result<(), String> {
     tokio::select! {
         ended = copy(node, &mut stream, start, None) => ended,
         () = watch => Ok(()),
+    }
+}
+
+/// The begin of a stock master's log, where an empty slave of ours begins; a stock slave begins with the last file. It has to be
+/// asked for by position, and position 0 is how a stock slave asks for the last file. So the first byte is not asked for: it is
+/// the highest one of a record's length, which is 0, and a longer record would not get through anybody's frames.
+async fn oldest_of_stock(node: &Node, main: &str) -> Result<Start, String> {
+    let store = &node.broker.store;
+    match peer::ask_stock_range(&node.client, main).await {
+        Some((0, end)) if end > 0 => {
+            store.append_raw(0, &[0]).map_err(|e| e.to_string())?;
+            store.drive();
+            Ok(Start::At(1))
+        }
+        Some((min, end)) if min > 0 && end > min => {
+            begin_at(store, min).await?;
+            Ok(Start::At(min))
+        }
+        _ => Ok(Start::LastFile),
     }
 }
 
@@ -354,7 +376,9 @@ async fn watch_end(node: &Node, main: Option<&str>, native: bool) {
                 .ok()
                 .flatten()
                 .map(|info| info.written),
-            false => peer::ask_stock_end(&node.client, main).await,
+            false => peer::ask_stock_range(&node.client, main)
+                .await
+                .map(|(_, end)| end),
         };
         if let Some(end) = end {
             node.broker.ha.link.heard_of(end);
