@@ -1,21 +1,18 @@
 //! Answers to sends that wait for the log: each is queued by the position at which its message ends and given when the
 //! watermark of its level has passed that position. One wake per connection and watermark, never one per message.
 //!
-//! Invariant: an answer is queued under the lock that the release takes after the watermark moved, and the watermark is
-//! read again under that lock, so no answer is left behind.
+//! No answer is left behind: see [`store::Waiters`].
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Instant;
 
 use bytes::BytesMut;
-use parking_lot::Mutex;
 use remoting::Connection;
 use remoting::protocol::hot::{SendResponse, SendResponseTemplate, encode_send_response};
 use remoting::protocol::{SerializeType, response_code};
-use store::Watermarks;
+use store::{Waiters, Watermarks};
 
 use crate::broker::Broker;
 use crate::http::Metrics;
@@ -252,10 +249,10 @@ impl AnswerWriter {
 /// All answers that wait.
 #[derive(Debug)]
 pub struct AckTable {
-    confirmed: Mutex<VecDeque<Waiting>>,
-    flushed: Mutex<VecDeque<Waiting>>,
-    replicated: Mutex<VecDeque<Waiting>>,
-    flushed_replicated: Mutex<VecDeque<Waiting>>,
+    confirmed: Waiters<Waiting>,
+    flushed: Waiters<Waiting>,
+    replicated: Waiters<Waiting>,
+    flushed_replicated: Waiters<Waiting>,
     /// Somebody ever waited for a slave; set before the watermarks are read again.
     replicates: AtomicBool,
     bytes: AtomicI64,
@@ -267,10 +264,10 @@ impl AckTable {
     /// Nothing waits yet.
     pub fn new(writer: AnswerWriter, metrics: Arc<Metrics>) -> Self {
         Self {
-            confirmed: Mutex::default(),
-            flushed: Mutex::default(),
-            replicated: Mutex::default(),
-            flushed_replicated: Mutex::default(),
+            confirmed: Waiters::default(),
+            flushed: Waiters::default(),
+            replicated: Waiters::default(),
+            flushed_replicated: Waiters::default(),
             replicates: AtomicBool::new(false),
             bytes: AtomicI64::new(0),
             writer,
@@ -291,7 +288,7 @@ impl AckTable {
     /// How many sends wait.
     pub fn waiting(&self) -> usize {
         let levels = Level::LOCAL.into_iter().chain(Level::REPLICATED);
-        levels.map(|level| self.queue(level).lock().len()).sum()
+        levels.map(|level| self.queue(level).len()).sum()
     }
 
     /// Keeps the answer until the level's watermark, which `reached` reads, has passed its end; gives it back when it has.
@@ -305,24 +302,18 @@ impl AckTable {
         if Level::REPLICATED.contains(&level) {
             self.replicates.store(true, Ordering::SeqCst);
         }
-        let mut queue = self.queue(level).lock();
-        if reached() >= answer.end {
-            return Some(answer);
-        }
-        self.bytes.fetch_add(count(answer.bytes), Ordering::Relaxed);
-        connection.begin_waiting(answer.bytes);
-        let at = queue
-            .iter()
-            .rposition(|w| w.answer.end <= answer.end)
-            .map_or(0, |at| at + 1);
-        queue.insert(
-            at,
-            Waiting {
-                connection: Arc::clone(connection),
-                answer,
-            },
-        );
-        None
+        let (end, bytes) = (answer.end, answer.bytes);
+        let waiting = Waiting {
+            connection: Arc::clone(connection),
+            answer,
+        };
+        // Counted before somebody else may give the answer.
+        self.bytes.fetch_add(count(bytes), Ordering::Relaxed);
+        connection.begin_waiting(bytes);
+        let back = self.queue(level).wait(end, waiting, reached)?;
+        self.bytes.fetch_sub(count(bytes), Ordering::Relaxed);
+        connection.end_waiting(bytes);
+        Some(back.answer)
     }
 
     /// Gives every answer whose position was passed.
@@ -344,15 +335,10 @@ impl AckTable {
     }
 
     fn release_queue(&self, level: Level, reached: u64) {
-        let done: Vec<Waiting> = {
-            let mut queue = self.queue(level).lock();
-            let count = queue.partition_point(|w| w.answer.end <= reached);
-            if count == 0 {
-                return;
-            }
-            queue.drain(..count).collect()
-        };
-        self.give(done, None);
+        let done = self.queue(level).release(reached);
+        if !done.is_empty() {
+            self.give(done, None);
+        }
     }
 
     /// The log failed: nothing that waits will ever be there.
@@ -363,7 +349,7 @@ impl AckTable {
     /// Answers everything that waits with this code.
     pub fn fail_all_with(&self, code: i32, remark: &str) {
         for level in Level::LOCAL.into_iter().chain(Level::REPLICATED) {
-            let done: Vec<Waiting> = self.queue(level).lock().drain(..).collect();
+            let done = self.take(level, |_| true);
             self.give(done, Some((code, remark)));
         }
     }
@@ -423,13 +409,7 @@ impl AckTable {
     }
 
     fn take(&self, level: Level, is_done: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
-        let mut queue = self.queue(level).lock();
-        if !queue.iter().any(&is_done) {
-            return Vec::new();
-        }
-        let (done, kept) = queue.drain(..).partition(is_done);
-        *queue = kept;
-        Vec::from(done)
+        self.queue(level).take(|_, waiting| is_done(waiting))
     }
 
     fn give(&self, mut done: Vec<Waiting>, failure: Option<(i32, &str)>) {
@@ -457,7 +437,7 @@ impl AckTable {
         }
     }
 
-    fn queue(&self, level: Level) -> &Mutex<VecDeque<Waiting>> {
+    fn queue(&self, level: Level) -> &Waiters<Waiting> {
         match level {
             Level::Confirmed => &self.confirmed,
             Level::Flushed => &self.flushed,

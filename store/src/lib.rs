@@ -35,6 +35,7 @@ mod platform;
 mod handover;
 mod signal;
 mod sync;
+mod waiters;
 
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -53,3 +54,4 @@ pub use store::{
     ArrivalListener, Boundary, Confirm, LastStop, QueryResult, RuntimeFigures, Store,
     WatermarkListener, Watermarks,
 };
+pub use waiters::Waiters;

@@ -227,6 +227,7 @@ impl Store {
         state.frame = body;
         let end = state.tail.position;
         self.appended.store(end, Ordering::Release);
+        self.debug_check();
         drop(guard);
         let (phy_offset, queue_offset) = first.unwrap_or((end, 0));
         Ok(Appended {
@@ -276,6 +277,7 @@ impl Store {
         let end = state.tail.position;
         state.segment_end = end - end % self.log.size() + self.log.size();
         self.appended.store(end, Ordering::Release);
+        self.debug_check();
         Ok(end)
     }
 }

@@ -58,6 +58,7 @@ impl Store {
         }
         self.flushed_timestamp.store(timestamp, Ordering::Release);
         self.flushed.fetch_max(target, Ordering::AcqRel);
+        self.debug_check();
         drop(flushing);
         {
             let _guard = self.flush_done.0.lock();

@@ -42,6 +42,7 @@ impl Store {
         ] {
             mark.fetch_min(position, Ordering::AcqRel);
         }
+        self.debug_check();
         if self.scan_from.load(Ordering::Acquire) != u64::MAX {
             self.scan_from.fetch_min(position, Ordering::AcqRel);
         }
@@ -106,6 +107,7 @@ impl Store {
         ] {
             mark.store(position, Ordering::Release);
         }
+        self.debug_check();
         self.queues.set_log_end(position);
         state.tail = self.ring.reset(position);
         state.segment_end = position + self.log.size();

@@ -62,9 +62,7 @@ impl Store {
             self.poison(format!("dispatch: {}", chain(&error)));
             return false;
         }
-        if cfg!(debug_assertions) {
-            self.check_invariants();
-        }
+        self.debug_check();
         self.wake_background(end);
         self.tell_watermarks();
         true

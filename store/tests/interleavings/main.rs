@@ -15,6 +15,9 @@ mod ring;
 #[allow(dead_code)]
 #[path = "../../src/signal.rs"]
 mod signal;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../src/waiters.rs"]
+mod waiters;
 
 use std::time::Duration;
 
@@ -23,6 +26,8 @@ use loom::thread;
 use handover::Handover;
 use ring::Ring;
 use signal::{Signal, Wanted};
+use waiters::Waiters;
+
 use sync::{Arc, AtomicBool, AtomicU64, CHUNK, Mutex, Ordering};
 
 const MAX_PREEMPTIONS: usize = 3;
@@ -267,5 +272,76 @@ fn a_wake_up_before_the_sleep_counts() {
         shared.1.store(true, Ordering::Release);
         shared.0.raise();
         sleeper.join().unwrap();
+    });
+}
+
+/// Answers wait for the position at which their message ends; the writer moves the watermark and releases.
+#[test]
+fn every_answer_is_given_once() {
+    every_order(|| {
+        struct Shared {
+            waiters: Waiters<u64>,
+            written: AtomicU64,
+            given: AtomicU64,
+        }
+        let shared = Arc::new(Shared {
+            waiters: Waiters::default(),
+            written: AtomicU64::new(0),
+            given: AtomicU64::new(0),
+        });
+        // Each answer is a digit of its own, so a second one shows.
+        let give = |shared: &Shared, answer| shared.given.fetch_add(answer, Ordering::AcqRel);
+        let senders: Vec<_> = [(2, 1), (1, 10)]
+            .into_iter()
+            .map(|(end, answer)| {
+                let shared = shared.clone();
+                thread::spawn(move || {
+                    let reached = || shared.written.load(Ordering::Acquire);
+                    if let Some(answer) = shared.waiters.wait(end, answer, reached) {
+                        give(&shared, answer);
+                    }
+                })
+            })
+            .collect();
+        for end in 1..=2 {
+            shared.written.store(end, Ordering::Release);
+            for answer in shared.waiters.release(end) {
+                give(&shared, answer);
+            }
+        }
+        for sender in senders {
+            sender.join().unwrap();
+        }
+        assert_eq!(shared.given.load(Ordering::Acquire), 11);
+        assert!(shared.waiters.is_empty());
+    });
+}
+
+/// A store that fails is noted, then all that wait are told; who queues an answer looks at the note afterwards.
+#[test]
+fn no_answer_waits_for_a_log_that_has_failed() {
+    every_order(|| {
+        let shared = Arc::new((
+            Waiters::default(),
+            AtomicBool::new(false),
+            AtomicU64::new(0),
+        ));
+        let fail = |shared: &(Waiters<()>, AtomicBool, AtomicU64)| {
+            let failed = shared.0.take(|_, ()| true).len() as u64;
+            shared.2.fetch_add(failed, Ordering::AcqRel);
+        };
+        let sender = {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                assert!(shared.0.wait(1, (), || 0).is_none());
+                if shared.1.load(Ordering::Acquire) {
+                    fail(&shared);
+                }
+            })
+        };
+        shared.1.store(true, Ordering::Release);
+        fail(&shared);
+        sender.join().unwrap();
+        assert_eq!(shared.2.load(Ordering::Acquire), 1);
     });
 }
