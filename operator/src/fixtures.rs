@@ -38,6 +38,8 @@ pub(crate) struct State {
     /// Most pods that were away or not ready at the same time, once all had been there.
     pub(crate) worst: usize,
     all_were_there: bool,
+    /// Pods that were ready at the last tick, if all were.
+    there_now: usize,
     /// Ticks that a pod with a log still needs until it has caught up.
     behind: BTreeMap<String, u32>,
     /// Bytes behind that a slave reports beyond that.
@@ -178,6 +180,19 @@ impl Fake {
             .collect()
     }
 
+    /// The call that changes something `calls` calls from now fails.
+    pub(crate) fn crash_soon(&self, calls: usize, when: Crash) {
+        let mut state = self.state();
+        let at = state.calls + calls;
+        state.crash = Some((at, when));
+    }
+
+    pub(crate) fn all_are_ready(&self) -> bool {
+        let state = self.state();
+        let pods = state.objects.keys().filter(|(plural, ..)| plural == "pods");
+        state.there_now > 0 && pods.count() == state.there_now && state.behind.is_empty()
+    }
+
     /// One step of everybody else: StatefulSets make and remove pods, pods start with the files as they are now and become ready.
     pub(crate) fn tick(&self) {
         let mut state = self.state();
@@ -232,6 +247,7 @@ impl Fake {
             .retain(|(plural, _, name), _| plural != "pods" || keep.contains(name));
         state.elect();
         state.look_for_violations(&keep);
+        state.there_now = if away == 0 { wanted } else { 0 };
         if away == 0 && wanted > 0 {
             state.all_were_there = true;
         } else if state.all_were_there {
@@ -454,7 +470,13 @@ impl State {
         let now_ready: Vec<String> = keep.iter().filter(|name| ready(name)).cloned().collect();
         let mut away: BTreeMap<String, usize> = BTreeMap::new();
         for pod in self.known.iter().filter(|pod| !now_ready.contains(pod)) {
-            *away.entry(place(pod).0).or_default() += 1;
+            let (set, ordinal) = place(pod);
+            // Who was let go by its group is no part of it any more.
+            let id = format!("n{ordinal}");
+            let group = self.elected.get(&set);
+            if group.is_none_or(|group| group.members.contains_key(&id)) {
+                *away.entry(set).or_default() += 1;
+            }
         }
         let most = away.into_values().max().unwrap_or(0);
         self.worst_of_group = self.worst_of_group.max(most);

@@ -915,3 +915,119 @@ async fn a_process_may_die_at_any_write_while_members_come_and_go() {
     )
     .await;
 }
+
+/// A small generator of numbers that look random: the same seed, the same run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// Users change their minds at any time, operators die and are replaced at any time, and pods are lost while all is well. In the end all is as asked,
+/// and on the way nothing happened that never may. `SEEDS=n` takes n seeds, `SEED=n` one.
+async fn any_history_ends_as_asked(specs: &[Value]) {
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
+    let seeds = match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SEEDS").unwrap_or(4),
+    };
+    let mut ends = BTreeMap::new();
+    for seed in seeds {
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
+        let fake = Fake::default();
+        let mut context = fake.context();
+        let mut last = 0;
+        for _ in 0..4 {
+            last = dice.below(specs.len());
+            fake.user_applies("demo", specs[last].clone());
+            for _ in 0..5 + dice.below(60) {
+                match dice.below(12) {
+                    0 => context = fake.context(),
+                    1 => {
+                        let when = [Crash::Before, Crash::After][dice.below(2)];
+                        fake.crash_soon(1 + dice.below(3), when);
+                    }
+                    2 if fake.all_are_ready() => {
+                        let pods = fake.names("pods");
+                        fake.remove("pods", &pods[dice.below(pods.len())]);
+                    }
+                    _ => {}
+                }
+                // A call that fails is the end of that process.
+                if look(&fake, &context, "demo").await.is_err() {
+                    context = fake.context();
+                }
+                if dice.below(5) > 0 {
+                    fake.tick();
+                }
+            }
+        }
+        settle(&fake, &fake.context(), "demo").await;
+        if let std::collections::btree_map::Entry::Vacant(end) = ends.entry(last) {
+            let fresh = Fake::default();
+            fresh.user_applies("demo", specs[last].clone());
+            settle(&fresh, &fresh.context(), "demo").await;
+            end.insert(fresh.essence());
+        }
+        let got = fake.essence();
+        for (name, object) in &ends[&last] {
+            assert_eq!(got.get(name), Some(object), "seed {seed}: {name}");
+        }
+        assert_eq!(got.len(), ends[&last].len(), "seed {seed}");
+        let state = fake.state();
+        assert_eq!(state.violations, [""; 0], "seed {seed}");
+        assert!(
+            state.worst_of_group <= 1,
+            "seed {seed}: {} pods of a group were restarting at once",
+            state.worst_of_group
+        );
+    }
+}
+
+#[tokio::test]
+async fn any_history_of_masters_and_slaves_ends_as_asked() {
+    let spec = |mode: &str, replicas: i32, config: Value, tag: &str| {
+        json!({"mode": mode, "nameServer": {"replicas": 1}, "image": {"tag": tag},
+            "broker": {"groups": 2, "replicasPerGroup": replicas, "config": config}})
+    };
+    any_history_ends_as_asked(&[
+        spec("multi-master", 1, json!({}), "1.0"),
+        spec("2m-2s-async", 2, json!({}), "1.0"),
+        spec("2m-2s-async", 3, json!({"fileReservedTime": 48}), "1.0"),
+        spec(
+            "2m-2s-sync",
+            2,
+            json!({"flushDiskType": "SYNC_FLUSH"}),
+            "1.0",
+        ),
+        spec("2m-2s-sync", 3, json!({}), "2.0"),
+        spec("multi-master", 1, json!({"traceOn": false}), "2.0"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn any_history_of_members_ends_as_asked() {
+    let spec = |replicas: i32, config: Value, tag: &str| {
+        json!({"mode": "dledger", "nameServer": {"replicas": 1}, "image": {"tag": tag},
+            "broker": {"replicasPerGroup": replicas, "config": config}})
+    };
+    any_history_ends_as_asked(&[
+        spec(3, json!({}), "1.0"),
+        spec(5, json!({}), "1.0"),
+        spec(3, json!({"flushDiskType": "SYNC_FLUSH"}), "1.0"),
+        spec(5, json!({"fileReservedTime": 48}), "2.0"),
+        spec(3, json!({}), "2.0"),
+    ])
+    .await;
+}
