@@ -34,7 +34,8 @@ pub struct Settings {
     pub id: u64,
     /// The group as configured (`dLegerPeers`); counts only until the group has one of its own.
     pub conf: Conf,
-    /// Who leads when it can (`preferredLeaderId`).
+    /// Who leads when it can (`preferredLeaderId`): the leadership is handed to it. Not by the library's priorities: a
+    /// preferred member refuses a better log that is shorter, and where it cannot be elected itself nobody is.
     pub preferred: Option<u64>,
     /// What the log acknowledged may be gone: ASYNC_FLUSH, `abort` was there, and the machine was started since.
     pub unclean: bool,
@@ -55,7 +56,7 @@ pub enum Role {
     Elected,
     /// Leads; the gate is open, or paused for a moment.
     Leading,
-    /// Was removed from the group.
+    /// Does not belong to the group, as far as its log tells: it was removed, or what adds it is still to come.
     Removed,
 }
 
@@ -136,8 +137,13 @@ pub struct Status {
 
 /// Ticks within which a hand-over must be done: an election time-out.
 const TRANSFER_TICKS: u64 = ELECTION_TICKS as u64;
-/// Ticks until the leadership is offered to the preferred member again: 10 s.
+/// Ticks until the leadership is offered to the preferred member: for the first time, after it was not ready for it,
+/// and after it did not take it: 1 s, 140 ms, 10 s.
+const FIRST_OFFER_TICKS: u64 = 50;
+const OFFER_TICKS: u64 = 7;
 const PREFER_TICKS: u64 = 500;
+/// Ticks after which a leader among members whose words do not count gives all of them a vote: 1 s.
+const UNSURE_TICKS: u64 = 2 * ELECTION_TICKS as u64;
 /// Ticks within which those who lost their leader's connection stand for election: no two at once, mostly.
 const LOST_TICKS: u64 = 5;
 /// The leadership is only offered to, and only who is this close is promoted: entries.
@@ -240,7 +246,7 @@ pub struct Member<L: EntryLog, F> {
     /// Whether the gate is open or paused, in this leadership.
     opened: bool,
     transfer: Option<Transfer>,
-    offered_at: u64,
+    offer_at: u64,
     told_role: RoleNow,
     told_commit: Watermark,
     ballot: Ballot,
@@ -253,6 +259,11 @@ pub struct Member<L: EntryLog, F> {
     /// A commit index that was read after this member's start, and the term in which; of an empty volume: an entry
     /// that was written after its start.
     read: Option<(u64, u64)>,
+    asked_at: u64,
+    /// When each other member was heard of for the last time, in ticks.
+    heard: BTreeMap<u64, u64>,
+    /// When enough words counted for the last time, in ticks.
+    sure_at: u64,
     /// The newest life of each other member.
     sessions: BTreeMap<u64, u64>,
     /// Lives of followers whose progress was forgotten already.
@@ -346,7 +357,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             leading: None,
             opened: false,
             transfer: None,
-            offered_at: 0,
+            offer_at: 0,
             told_role: RoleNow {
                 role: Role::Seeking,
                 term,
@@ -358,6 +369,9 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             granted: None,
             placed,
             read: None,
+            asked_at: 0,
+            heard: BTreeMap::new(),
+            sure_at: 0,
             sessions: BTreeMap::new(),
             rejoined: BTreeMap::new(),
             barriers: BTreeMap::new(),
@@ -366,7 +380,6 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             drawn_for: (0, StateRole::Leader),
             random: settings.seed ^ settings.id.wrapping_mul(0x9e37_79b9_7f4a_7c15),
         };
-        member.prefer();
         member.redraw(false);
         Ok(member)
     }
@@ -427,6 +440,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         };
         self.redraw(fired);
         self.advance(None)?;
+        self.step_down_among_unsure()?;
         self.follow_up()?;
         if self.raw.raft.raft_log.applied >= self.saved_commit + SAVE_ENTRIES {
             self.save()?;
@@ -521,7 +535,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             return Err(Refused::Member(to));
         };
         let lag = raft.raft_log.last_index() - progress.matched;
-        if !progress.recent_active || lag > CLOSE_ENTRIES || self.unsure.contains(&to) {
+        if !self.active(to) || lag > CLOSE_ENTRIES || self.unsure.contains(&to) {
             return Err(Refused::Lagging { id: to, lag });
         }
         self.gate.close(Closed::Paused);
@@ -538,10 +552,10 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         let voters = raft.prs().conf().voters();
         raft.prs()
             .iter()
-            .filter(|&(&id, p)| {
+            .filter(|&(&id, _)| {
                 id != self.id
                     && voters.contains(id)
-                    && p.recent_active
+                    && self.active(id)
                     && !self.unsure.contains(&id)
             })
             .max_by_key(|&(&id, p)| (p.matched, Some(id) == self.preferred, id))
@@ -588,7 +602,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
                         id,
                         voter: raft.prs().conf().voters().contains(id),
                         matched: p.matched,
-                        active: p.recent_active,
+                        active: self.active(id),
                         sure: !self.unsure.contains(&id),
                     }),
             );
@@ -643,6 +657,12 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         }
     }
 
+    /// Heard of within an election time-out.
+    fn active(&self, id: u64) -> bool {
+        let since = self.ticks.saturating_sub(ELECTION_TICKS as u64);
+        self.heard.get(&id).is_some_and(|&at| at >= since)
+    }
+
     fn standing(&self) -> Standing {
         self.raw.store().hard.standing
     }
@@ -673,14 +693,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         }
         self.raw.mut_store().hard.standing = Standing::Sound;
         self.placed = true;
-        self.prefer();
         self.save()
-    }
-
-    /// The preferred member is only given way to while it can lead.
-    fn prefer(&mut self) {
-        let preferred = self.sound() && self.preferred == Some(self.id);
-        self.raw.set_priority(i64::from(preferred));
     }
 
     fn random(&mut self) -> u64 {
@@ -715,6 +728,9 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         if self.sessions.len() < 4 * MAX_MEMBERS || known > 0 {
             self.sessions.insert(m.from, m.session);
         }
+        if self.conf().contains(m.from) {
+            self.heard.insert(m.from, self.ticks);
+        }
         if m.unsure && self.conf().contains(m.from) {
             self.unsure.insert(m.from);
         } else {
@@ -748,8 +764,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             }
             Type::AppendResponse => m.index <= last && m.reject_hint <= last,
             Type::Snapshot => m.snapshot.as_ref().is_some_and(|s| {
-                s.conf.contains(self.id)
-                    && !s.conf.voters.is_empty()
+                !s.conf.voters.is_empty()
                     && s.base.term <= m.term
                     && (s.base.index == 0) == (s.base.term == 0)
             }),
@@ -840,11 +855,33 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         context
     }
 
+    /// Where too few words count, a leader can commit nothing, and nobody's word will count again under it. An election in
+    /// which all vote can: whoever leads then has what anybody has.
+    fn step_down_among_unsure(&mut self) -> Result<(), Error> {
+        let voters = &self.conf().voters;
+        let sure = voters.iter().filter(|id| !self.unsure.contains(id)).count();
+        if self.leading.is_none() || sure >= raft::majority(voters.len()) {
+            self.sure_at = self.ticks;
+        } else if self.ticks >= self.sure_at + UNSURE_TICKS {
+            self.sure_at = self.ticks;
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+            self.advance(None)?;
+        }
+        Ok(())
+    }
+
     /// Tells the leader that this member lost something, and asks how far is committed.
     fn ask_to_rejoin(&mut self) {
-        if self.sound() {
+        let answered = self.placed
+            && self
+                .read
+                .is_some_and(|(_, term)| term == self.raw.raft.term);
+        // Not with each heartbeat: the answer begins with heartbeats.
+        if self.sound() || answered || self.ticks < self.asked_at + HEARTBEAT_TICKS as u64 {
             return;
         }
+        self.asked_at = self.ticks;
         let mut m = PeerMessage::new(Type::Rejoin, self.id, self.raw.raft.leader_id);
         m.term = self.raw.raft.term;
         m.index = if self.placed {
@@ -1003,7 +1040,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
                     return Err(Refused::Member(id));
                 };
                 let lag = raft.raft_log.last_index().saturating_sub(progress.matched);
-                if lag > CLOSE_ENTRIES || !progress.recent_active || self.unsure.contains(&id) {
+                if lag > CLOSE_ENTRIES || !self.active(id) || self.unsure.contains(&id) {
                     return Err(Refused::Lagging { id, lag });
                 }
             }
@@ -1014,9 +1051,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
                 let active = next
                     .voters
                     .iter()
-                    .filter(|&&v| {
-                        v == self.id || raft.prs().get(v).is_some_and(|p| p.recent_active)
-                    })
+                    .filter(|&&v| v == self.id || self.active(v))
                     .count();
                 if active < raft::majority(next.voters.len()) {
                     return Err(Refused::Quorum {
@@ -1115,7 +1150,8 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
                     self.save()?;
                 }
             }
-            if !ready.snapshot().is_empty() {
+            let began_anew = !ready.snapshot().is_empty();
+            if began_anew {
                 let snapshot = staged
                     .as_ref()
                     .and_then(|s| s.snapshot)
@@ -1133,6 +1169,11 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             messages.append(&mut ready.take_persisted_messages());
             let committed = ready.take_committed_entries();
             self.raw.advance_append_async(ready);
+            if began_anew {
+                self.settle();
+                let base = self.log().base().index;
+                self.raw.advance_apply_to(base);
+            }
             self.check_standing()?;
             for m in messages {
                 self.send(m);
@@ -1185,7 +1226,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         if leads && self.leading.is_none() {
             // Its first entry is the one behind everything that is persisted.
             self.leading = Some((self.raw.raft.term, self.log().last_index() + 1));
-            self.offered_at = self.ticks;
+            self.offer_at = self.ticks + FIRST_OFFER_TICKS;
             if self.raw.raft.prs().is_singleton() {
                 self.all_voted = Some(self.raw.raft.term);
             }
@@ -1318,6 +1359,14 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             self.save()?;
         }
         self.raw.advance_apply_to(last.index);
+        if self.leading.is_some() && !self.conf().contains(self.id) {
+            // An earlier leader proposed to remove this one. The library would leave it the leadership, and take nothing.
+            if let Some(to) = self.successor() {
+                self.raw.raft.send_timeout_now(to);
+            }
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
         Ok(())
     }
 
@@ -1332,7 +1381,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         let read = self.read.is_some_and(|(index, term)| {
             index <= raft.raft_log.committed
                 && index <= log.persisted()
-                && (!blank || log.term(index) == Some(term))
+                && (!blank || log.term(index.max(log.base().index)) == Some(term))
         });
         // Everybody voted for the leader, this member too and in this life: nobody has more than that one had, and an
         // entry of its term is only accepted behind all of them.
@@ -1377,16 +1426,13 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             Some(Transfer::Asked { until }) if self.ticks >= until => self.end_transfer(),
             Some(Transfer::Asked { .. }) => {}
             None => {
-                let waited = self.ticks >= self.offered_at + PREFER_TICKS / 10;
-                if let Some(to) = self
-                    .preferred
-                    .filter(|&to| to != self.id && waited && self.opened)
-                {
-                    self.offered_at = self.ticks + PREFER_TICKS;
-                    if self.transfer(to).is_ok() {
+                let due = self.opened && self.ticks >= self.offer_at;
+                if let Some(to) = self.preferred.filter(|&to| to != self.id && due) {
+                    let taken = self.transfer(to).is_ok();
+                    self.offer_at = self.ticks + if taken { PREFER_TICKS } else { OFFER_TICKS };
+                    if taken {
                         return self.follow_up();
                     }
-                    self.offered_at = self.ticks;
                 }
             }
         }
@@ -1434,7 +1480,6 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         ours.commit_term = m.commit_term;
         ours.reject = m.reject;
         ours.reject_hint = m.reject_hint;
-        ours.priority = m.priority;
         ours.context = m.context.to_vec();
         match kind {
             Type::Append => return self.send_entries(ours, &m.entries),
@@ -1586,7 +1631,6 @@ fn to_raft(m: PeerMessage, entries: &[Descriptor], snapshot: Option<&Snapshot>) 
     to.commit_term = m.commit_term;
     to.reject = m.reject;
     to.reject_hint = m.reject_hint;
-    to.priority = m.priority;
     to.context = m.context.into();
     if !entries.is_empty() {
         to.set_entries(entries.iter().map(to_entry).collect::<Vec<_>>().into());
@@ -1595,7 +1639,12 @@ fn to_raft(m: PeerMessage, entries: &[Descriptor], snapshot: Option<&Snapshot>) 
         let metadata = to.mut_snapshot().mut_metadata();
         metadata.index = snapshot.base.index;
         metadata.term = snapshot.base.term;
-        metadata.set_conf_state(to_conf_state(&snapshot.conf));
+        let mut conf = to_conf_state(&snapshot.conf);
+        if !snapshot.conf.contains(m.to) {
+            // It was added later than the log begins, and will read so; until then it copies.
+            conf.mut_learners().push(m.to);
+        }
+        metadata.set_conf_state(conf);
     }
     to
 }

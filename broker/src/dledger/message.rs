@@ -109,8 +109,6 @@ pub struct PeerMessage {
     pub unsure: bool,
     /// Nor its word on terms: it began with an empty volume.
     pub blank: bool,
-    /// A candidate's priority.
-    pub priority: i64,
     /// Handed back as it came; at most [`MAX_CONTEXT`] bytes.
     pub context: Vec<u8>,
     /// Only of [`Type::Snapshot`].
@@ -138,7 +136,6 @@ impl PeerMessage {
             all_voted: false,
             unsure: false,
             blank: false,
-            priority: 0,
             context: Vec::new(),
             snapshot: None,
             entries: Vec::new(),
@@ -150,7 +147,7 @@ impl PeerMessage {
         self.entries.iter().map(|e| u64::from(e.len)).sum()
     }
 
-    /// `version type flags from to session to_session term log_term index commit commit_term reject_hint priority
+    /// `version type flags from to session to_session term log_term index commit commit_term reject_hint
     /// context(1 + n) [base(24) conf] count(4) (term(8) position(8) len(4) kind(1))*`, big-endian.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let flags = u8::from(self.reject)
@@ -170,7 +167,6 @@ impl PeerMessage {
             self.commit,
             self.commit_term,
             self.reject_hint,
-            self.priority as u64,
         ] {
             out.extend_from_slice(&n.to_be_bytes());
         }
@@ -216,7 +212,6 @@ impl PeerMessage {
         m.commit = r.u64()?;
         m.commit_term = r.u64()?;
         m.reject_hint = r.u64()?;
-        m.priority = r.u64()? as i64;
         m.reject = flags & 1 != 0;
         m.all_voted = flags & 2 != 0;
         m.unsure = flags & 4 != 0;
