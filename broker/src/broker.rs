@@ -436,6 +436,7 @@ impl Broker {
         let before = self.config.load_full();
         let mut config = BrokerConfig::clone(&before);
         change(&mut config);
+        config.clamp();
         let registers = config.broker_permission != before.broker_permission;
         self.store
             .reconfigure(&store_config(&self.settings, &config));
@@ -917,15 +918,15 @@ fn store_config(settings: &Settings, raw: &BrokerConfig) -> StoreConfig {
         delete_when: crate::config::parse_delete_when(&raw.delete_when)
             .unwrap_or_else(|| settings.delete_when.clone()),
         disk_max_used_space_ratio: size(
-            raw.disk_max_used_space_ratio.clamp(10, 95),
+            raw.disk_max_used_space_ratio,
             base.disk_max_used_space_ratio,
         ),
         disk_space_clean_forcibly_ratio: size(
-            raw.disk_space_clean_forcibly_ratio.clamp(30, 85),
+            raw.disk_space_clean_forcibly_ratio,
             base.disk_space_clean_forcibly_ratio,
         ),
         disk_space_warning_level_ratio: size(
-            raw.disk_space_warning_level_ratio.clamp(35, 90),
+            raw.disk_space_warning_level_ratio,
             base.disk_space_warning_level_ratio,
         ),
         clean_file_forcibly_enable: raw.clean_file_forcibly_enable,

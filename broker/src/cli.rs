@@ -143,7 +143,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
         }
         eprintln!("warning: {warning}");
     }
+    let mut settings = config.validate().map_err(|error| located(error, options))?;
     if options.print || options.print_important {
+        let config = settings.in_force();
         for key in KEYS {
             if options.print || key.important {
                 println!("{}={}", key.name, key.value(&config));
@@ -151,7 +153,6 @@ fn run(options: &Options) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let mut settings = config.validate().map_err(|error| located(error, options))?;
     settings.config_hash = hash;
     settings.config_path.clone_from(&options.config);
     let workers = usize::try_from(settings.raw.worker_threads).unwrap_or(0);

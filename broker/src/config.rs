@@ -774,6 +774,14 @@ impl BrokerConfig {
         properties::write(values.iter().map(|(k, v)| (*k, v.as_str())))
     }
 
+    /// Values that upstream bends into their range; `-p` and request 26 show what counts.
+    pub(crate) fn clamp(&mut self) {
+        let bend = |value: &mut i32, low, high| *value = (*value).clamp(low, high);
+        bend(&mut self.disk_max_used_space_ratio, 10, 95);
+        bend(&mut self.disk_space_clean_forcibly_ratio, 30, 85);
+        bend(&mut self.disk_space_warning_level_ratio, 35, 90);
+    }
+
     /// Checks what single values cannot tell and derives what is used.
     pub fn validate(mut self) -> Result<Settings, Error> {
         fn refuse<T>(
@@ -1044,6 +1052,7 @@ impl BrokerConfig {
                 "several log folders are not served",
             );
         }
+        self.clamp();
         Ok(Settings {
             commit_log_path: (!self.store_path_commit_log.is_empty())
                 .then(|| self.store_path_commit_log.clone().into()),
@@ -1098,6 +1107,26 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The configuration with what follows from the machine and from other keys filled in.
+    pub fn in_force(&self) -> BrokerConfig {
+        let mut config = self.raw.clone();
+        if config.advertised_host.is_empty() {
+            config.broker_ip1 = self.advertised.to_string();
+            if config.broker_ip2.is_empty() {
+                config.broker_ip2.clone_from(&config.broker_ip1);
+            }
+        }
+        if config.ha_listen_port == 0 && config.listen_port > 0 {
+            config.ha_listen_port = config.listen_port.saturating_add(1);
+        }
+        config.store_path_root_dir = self.root.to_string_lossy().into_owned();
+        if config.store_path_commit_log.is_empty() {
+            let path = self.root.join("commitlog");
+            config.store_path_commit_log = path.to_string_lossy().into_owned();
+        }
+        config
+    }
+
     /// Looks up `advertisedHost`, unless brokerIP1 is given. The name of a Service that was just made may need a moment.
     pub(crate) async fn resolve_advertised(&mut self) -> Result<(), Error> {
         let name = &self.raw.advertised_host;
@@ -1419,6 +1448,24 @@ mod tests {
         let (again, warnings) = read(&config.to_properties());
         assert_eq!(again, config);
         assert!(warnings.is_empty());
+    }
+
+    #[test]
+    fn what_is_in_force_is_filled_in_and_bent_into_its_range() {
+        let (config, _) = read(
+            "storePathRootDir=/data/store\nlistenPort=20911\nbrokerIP1=10.0.0.7\ndiskSpaceWarningLevelRatio=99\ndiskMaxUsedSpaceRatio=1\n",
+        );
+        let config = config.validate().unwrap().in_force();
+        assert_eq!(config.store_path_commit_log, "/data/store/commitlog");
+        assert_eq!(
+            (config.ha_listen_port, &*config.broker_ip2),
+            (20_912, "10.0.0.7")
+        );
+        let ratios = (
+            config.disk_space_warning_level_ratio,
+            config.disk_max_used_space_ratio,
+        );
+        assert_eq!(ratios, (90, 10));
     }
 
     #[test]
