@@ -375,6 +375,108 @@ fn one_loopback_address_is_enough() {
     assert_eq!(f.bodies("t").len(), 8);
 }
 
+/// The master's address and the lag of each slave, once the slaves have everything.
+fn slaves_caught_up(f: &Fixture) {
+    until("the slaves to have everything", || {
+        let pods = f.pods();
+        let mut slaves = pods.iter().filter(|p| p["role"] == "slave").peekable();
+        slaves.peek().is_some() && slaves.all(|p| p["lagBytes"] == 0)
+    });
+}
+
+fn roles(f: &Fixture) -> Vec<(String, String)> {
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    f.pods()
+        .iter()
+        .filter(|p| p["program"] == "mqbroker")
+        .map(|p| (text(&p["name"]), text(&p["role"])))
+        .collect()
+}
+
+#[test]
+fn masters_with_slaves_roll_change_their_mode_and_serve_from_the_slave() {
+    let f = Fixture::new();
+    let spec = |mode: &str, hours: u32| {
+        format!(
+            "{{mode: {mode}, nameServer: {{replicas: 1}}, broker: {{config: {{fileReservedTime: {hours}}}}}}}"
+        )
+    };
+    let shown = f.up(&f.file(&spec("2m-2s-async", 48)), &[]);
+    assert!(shown.contains("registered as slave in"), "{shown}");
+    let all = ["0-0", "0-1", "1-0", "1-1"].map(|n| {
+        let role = if n.ends_with("-0") { "master" } else { "slave" };
+        (format!("demo-broker-{n}"), role.to_owned())
+    });
+    assert_eq!(roles(&f), all);
+    f.ok(&["send", "-t", "orders", "-m", "x", "-c", "40", "-q"]);
+    slaves_caught_up(&f);
+    let table = f.ok(&["status"]);
+    assert!(table.contains("slave") && table.contains("0 B"), "{table}");
+
+    // The other mode, by a restart of the masters alone: what a slave does is the same in both.
+    let slaves = |f: &Fixture| -> Vec<Value> {
+        ["demo-broker-0-1", "demo-broker-1-1"]
+            .map(|name| f.pod(name)["pid"].clone())
+            .to_vec()
+    };
+    let before = slaves(&f);
+    f.up(&f.file(&spec("2m-2s-sync", 48)), &[]);
+    assert_eq!(slaves(&f), before, "slaves were not touched");
+    f.ok(&["send", "-t", "orders", "-m", "x", "-c", "40", "-q"]);
+
+    let behind: Vec<Value> = f
+        .pods()
+        .iter()
+        .filter(|p| p["role"] == "slave")
+        .map(|p| p["lagBytes"].clone())
+        .collect();
+    assert_eq!(
+        behind,
+        [0, 0],
+        "a sync master answers when its slave has it"
+    );
+
+    // Every pod gets the changed file, a slave before its master.
+    f.up(&f.file(&spec("2m-2s-sync", 7)), &[]);
+    let since = |name: &str| f.pod(name)["since"].as_i64().unwrap();
+    for group in 0..2 {
+        assert!(
+            since(&format!("demo-broker-{group}-1")) < since(&format!("demo-broker-{group}-0"))
+        );
+    }
+    assert_eq!(f.bodies("orders").len(), 80);
+    assert_eq!(roles(&f), all);
+}
+
+#[test]
+fn masters_stop_before_their_slaves() {
+    let f = Fixture::new();
+    let file = f.file("{mode: 2m-2s-sync, nameServer: {replicas: 1}, broker: {groups: 1}}");
+    let mut child = f
+        .command(&["up", "--single-address", "-f", file.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    assert!(lines.any(|l| l.starts_with("Ctrl-C stops it")));
+    f.ok(&["send", "-t", "t", "-m", "a", "-c", "8", "-q"]);
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let rest: Vec<String> = lines.collect();
+    assert!(child.wait().unwrap().success());
+    let order: Vec<&str> = rest
+        .iter()
+        .filter(|l| l.ends_with("stopped"))
+        .filter_map(|l| l.split_whitespace().nth(1))
+        .collect();
+    assert_eq!(
+        order,
+        ["demo-broker-0-0", "demo-broker-0-1", "demo-namesrv-0"],
+        "{rest:?}"
+    );
+}
+
 #[test]
 fn mistakes_are_one_clear_line() {
     let f = Fixture::new();

@@ -21,6 +21,8 @@ use super::network::{Addresses, FIRST_BROKER, FIRST_NAME_SERVER, Network};
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// Nobody here follows a route that is being withdrawn, so a stop need not wait for clients as long as in a cluster.
 const LOCAL_DRAIN_MS: &str = "200";
+/// Where a slave copies from.
+const MASTER: &str = "haMasterAddress";
 /// Keys of an elected group.
 const ENABLE_ELECTION: &str = "enableDLegerCommitLog";
 const PEERS: &str = "dLegerPeers";
@@ -213,30 +215,35 @@ fn duty_of(config: &Properties) -> (Duty, String) {
     )
 }
 
-/// The members of an elected group, `id-host:port` parted by `;`, with the names' addresses and the ports that they have here.
+/// `host:port` of a pod's own name, with the address and the port that the pod has here.
+fn target_here(target: &str, placed: &[Placed<'_>], addresses: &Addresses) -> Result<SocketAddr> {
+    let (host, port) = target.rsplit_once(':').context("no port")?;
+    let port: i32 = port.parse().context("its port is no number")?;
+    let name = host.split('.').next().unwrap_or_default();
+    let pod = placed
+        .iter()
+        .find(|p| p.name == name)
+        .context("there is no such pod")?;
+    let ports = container(pod)?.ports.as_deref().unwrap_or_default();
+    let index = ports
+        .iter()
+        .position(|p| p.container_port == port)
+        .context("the pod has no such port")?;
+    let port = addresses.port(pod.place, index, u16::try_from(port)?);
+    Ok(SocketAddr::new(pod.ip, port))
+}
+
+/// The members of an elected group, `id-host:port` parted by `;`, with their addresses here.
 fn peers_here(peers: &str, placed: &[Placed<'_>], addresses: &Addresses) -> Result<String> {
     let here = |peer: &str| -> Result<String> {
         let (id, target) = peer.split_once('-').context("no id")?;
-        let (host, port) = target.rsplit_once(':').context("no port")?;
-        let port: i32 = port.parse().context("its port is no number")?;
-        let name = host.split('.').next().unwrap_or_default();
-        let member = placed
-            .iter()
-            .find(|p| p.name == name)
-            .context("there is no such pod")?;
-        let ports = container(member)?.ports.as_deref().unwrap_or_default();
-        let index = ports
-            .iter()
-            .position(|p| p.container_port == port)
-            .context("the pod has no such port")?;
-        let port = addresses.port(member.place, index, u16::try_from(port)?);
-        Ok(format!("{id}-{}", SocketAddr::new(member.ip, port)))
+        Ok(format!("{id}-{}", target_here(target, placed, addresses)?))
     };
     let all = peers
         .split(';')
         .map(str::trim)
         .filter(|peer| !peer.is_empty())
-        .map(|peer| here(peer).with_context(|| format!("{PEERS}: {peer}")));
+        .map(here);
     Ok(all.collect::<Result<Vec<_>>>()?.join(";"))
 }
 
@@ -312,19 +319,21 @@ fn make_pod(
         env.insert("ROCKETMQ_HTTP_PORT".to_owned(), http.to_string());
         if pod.program == Program::Broker {
             // The fast port is always two below; a pod's block leaves that room at the end of the one before.
-            env.insert(
-                "ROCKETMQ_HA_LISTEN_PORT".to_owned(),
-                port_named(container, "ha", addresses, pod.place)?
-                    .0
-                    .to_string(),
-            );
+            if let Ok((port, _)) = port_named(container, "ha", addresses, pod.place) {
+                env.insert(environment_name("haListenPort"), port.to_string());
+            }
             let list: Vec<String> = name_servers.iter().map(ToString::to_string).collect();
             env.insert("ROCKETMQ_NAMESRV_ADDR".to_owned(), list.join(";"));
-            if let Some(peers) = config.as_ref().and_then(|c| c.get(PEERS)) {
-                env.insert(
-                    environment_name(PEERS),
-                    peers_here(peers, placed, addresses)?,
-                );
+            let told = |key: &str| config.as_ref().and_then(|c| c.get(key));
+            if let Some(master) = told(MASTER) {
+                let here = target_here(master, placed, addresses)
+                    .with_context(|| format!("{MASTER}: {master}"))?;
+                env.insert(environment_name(MASTER), here.to_string());
+            }
+            if let Some(peers) = told(PEERS) {
+                let here = peers_here(peers, placed, addresses)
+                    .with_context(|| format!("{PEERS}: {peers}"))?;
+                env.insert(environment_name(PEERS), here);
             }
         }
     }
@@ -635,41 +644,45 @@ mod tests {
     }
 
     #[test]
-    fn members_of_an_elected_group_find_each_other_on_one_address() {
-        let mut addresses = Addresses::new(Network::Shared { first_port: 20_000 });
-        let manifest = manifest::parse(
-            "apiVersion: rocketcluster.io/v1alpha1\nkind: RocketCluster\nmetadata: {name: demo}\nspec: {mode: multi-master}\n",
-            None,
-        )
-        .unwrap();
-        let sets = &manifest.objects.stateful_sets;
-        let placed: Vec<Placed<'_>> = [(1, "demo-broker-0-0"), (2, "demo-broker-1-0")]
-            .into_iter()
-            .map(|(set, name)| {
-                let place = addresses.place(name, FIRST_BROKER).unwrap();
-                Placed {
-                    name: name.to_owned(),
-                    labels: BTreeMap::new(),
-                    set: &sets[set],
-                    ip: addresses.ip(place),
-                    place,
-                    program: Program::Broker,
-                }
-            })
-            .collect();
-        let peers = |list: &str| peers_here(list, &placed, &addresses);
+    fn brokers_of_a_group_find_each_other_on_one_address() {
+        let shared = || Network::Shared { first_port: 20_000 };
+        let plan = planned("{mode: 2m-2s-async}", shared());
+        let slave = plan.pods.iter().find(|p| p.name == "demo-broker-1-1");
+        let slave = slave.unwrap();
+        assert_eq!(slave.duty, Some(Duty::Slave));
+        assert_eq!(slave.group, "broker-1");
+        let master = plan.pods.iter().find(|p| p.name == "demo-broker-1-0");
+        let replication = &master.unwrap().env["ROCKETMQ_HA_LISTEN_PORT"];
         assert_eq!(
-            peers("n0-demo-broker-0-0.demo-broker-0.shop.svc:10911;n1-demo-broker-1-0.demo-broker-1.shop.svc:10912").unwrap(),
-            "n0-127.0.0.1:20100;n1-127.0.0.1:20112"
+            slave.env["ROCKETMQ_HA_MASTER_ADDRESS"],
+            format!("127.0.0.1:{replication}")
         );
+        let plan = planned("{mode: dledger}", shared());
+        let members: Vec<&Pod> = plan
+            .pods
+            .iter()
+            .filter(|p| p.duty == Some(Duty::Elected))
+            .collect();
+        assert_eq!(members.len(), 3);
+        for member in members {
+            assert_eq!(
+                member.env["ROCKETMQ_D_LEGER_PEERS"],
+                "n0-127.0.0.1:20102;n1-127.0.0.1:20112;n2-127.0.0.1:20122"
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_no_pod_of_the_cluster_is_told() {
+        let addresses = Addresses::new(Network::Shared { first_port: 20_000 });
         for (wrong, why) in [
             ("n0-nobody:10911", "there is no such pod"),
-            ("n0-demo-broker-0-0:1", "the pod has no such port"),
-            ("n0-demo-broker-0-0", "no port"),
-            ("demo", "no id"),
+            ("n0-nobody:x", "its port is no number"),
+            ("n0-nobody", "no port"),
+            ("nobody", "no id"),
         ] {
-            let e = format!("{:#}", peers(wrong).unwrap_err());
-            assert!(e.contains(why) && e.contains(PEERS), "{e}");
+            let e = peers_here(wrong, &[], &addresses).unwrap_err();
+            assert_eq!(e.to_string(), why);
         }
     }
 
