@@ -17,9 +17,9 @@ buildah=(buildah --storage-driver vfs --root "$T/storage" --runroot "$T/run")
 for image in "$@"; do
   [ -x "$bin/$image" ] || { echo "$bin/$image is missing: build it first" >&2; exit 1; }
   ! readelf -lW "$bin/$image" | grep -q INTERP || { echo "$bin/$image is not a static binary: an empty image cannot run it" >&2; exit 1; }
-  context=$T/$image; mkdir "$context"
+  context=$T/$image; mkdir -p "$context/data"
   strip -o "$context/$image" "$bin/$image"
-  awk -v head="FROM scratch AS $image" '$0 == head {on = 1} on && /^$/ {exit} on {sub("--from=build /out/", ""); print}' Dockerfile >"$context/Dockerfile"
+  awk -v head="FROM scratch AS $image" '$0 == head {on = 1} on && /^$/ {exit} on {gsub("--from=build |/out/", ""); print}' Dockerfile >"$context/Dockerfile"
   [ -s "$context/Dockerfile" ] || { echo "the Dockerfile has no target $image" >&2; exit 1; }
   size=$(stat -c %s "$context/$image")
   [ "$size" -le "$limit" ] || { echo "$image has $size bytes, more than $limit" >&2; exit 1; }

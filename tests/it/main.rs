@@ -4,6 +4,7 @@
 mod admin;
 mod arrows;
 mod bad_input;
+mod compose;
 mod docs;
 mod examples;
 mod frames;
