@@ -29,7 +29,12 @@ fn rendered(name: &str) -> Vec<(String, String)> {
 
 #[test]
 fn every_example_renders_files_that_the_servers_read_without_a_warning() {
-    for (name, brokers) in [("single-master.yaml", 1), ("multi-master.yaml", 2)] {
+    for (name, brokers) in [
+        ("single-master.yaml", 1),
+        ("multi-master.yaml", 2),
+        ("2m-2s-async.yaml", 4),
+        ("2m-2s-sync.yaml", 4),
+    ] {
         let files = rendered(name);
         let mut seen = 0;
         for (file, text) in &files {
