@@ -145,8 +145,10 @@ impl Group {
         if let Replication::Master { end, .. } = master {
             self.commit_offset = Some(end);
         }
-        let alive = |pod: &&ObservedPod| pod.server.is_some();
-        let first = pods.first().and_then(|(_, pod)| *pod).filter(alive);
+        let serves = |pod: &&ObservedPod| {
+            pod.ready && pod.server.as_ref().is_some_and(|server| server.registered)
+        };
+        let first = pods.first().and_then(|(_, pod)| *pod).filter(serves);
         self.master = first.map(|pod| pod.name.clone());
     }
 
