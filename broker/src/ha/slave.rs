@@ -5,7 +5,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use remoting::admin::Admin;
 use store::{PutError, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -26,10 +25,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const MAIN_ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a slave asks for the end of its master's log, to know how far behind it is.
 const ASK_END_EVERY: Duration = Duration::from_secs(1);
-/// How often a slave that knows no master looks for one.
-const FIND_EVERY: Duration = Duration::from_secs(1);
-/// Id of a group's master.
-const MASTER_ID: i64 = 0;
 /// Bytes read from the socket at once.
 const READ: usize = 256 << 10;
 /// A write or a flush that takes longer holds up the connect.
@@ -57,6 +52,16 @@ impl Target {
         let main = role.master.address.clone();
         (main.is_some() || replication.is_some()).then_some(Self { main, replication })
     }
+
+    /// Whether a stream that began with `other` may go on: a name server that does not know the master at the moment is no
+    /// reason to leave it.
+    fn agrees_with(&self, other: &Self) -> bool {
+        let agree = |a: &Option<String>, b: &Option<String>| match (a, b) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        };
+        agree(&self.main, &other.main) && agree(&self.replication, &other.replication)
+    }
 }
 
 /// Follows the master for as long as this broker is a slave.
@@ -71,10 +76,8 @@ pub(super) async fn run(node: &Node) {
                 .ha
                 .link
                 .down("no name server told where the master is".to_owned());
-            match timeout(FIND_EVERY, role.changed()).await {
-                Ok(Err(_)) => return,
-                Ok(Ok(())) => {}
-                Err(_) => find_master(node).await,
+            if role.changed().await.is_err() {
+                return;
             }
             continue;
         };
@@ -95,7 +98,8 @@ pub(super) async fn run(node: &Node) {
                         if changed.is_err() {
                             return;
                         }
-                        if Target::of(node, &role.borrow_and_update()).as_ref() != Some(&target) {
+                        let now = Target::of(node, &role.borrow_and_update());
+                        if !now.is_some_and(|now| now.agrees_with(&target)) {
                             break None;
                         }
                     }
@@ -125,9 +129,8 @@ pub(super) async fn run(node: &Node) {
         if broker.store.appended() > had || begun.elapsed() > LAST_RETRY {
             retry = FIRST_RETRY;
         }
-        if timeout(retry, role.changed()).await.is_err() && retry == LAST_RETRY {
-            find_master(node).await;
-        }
+        waited = false;
+        let _ = timeout(retry, role.changed()).await;
         retry = (retry * 2).min(LAST_RETRY);
     }
 }
@@ -285,25 +288,6 @@ async fn quiet(node: &Node) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// A slave learns from its registrations where its master is, but these are far apart: while it follows nobody it looks
-/// for a master that came or moved, and registers again when there is one.
-async fn find_master(node: &Node) {
-    let broker = &node.broker;
-    let config = &broker.settings.raw;
-    if config.namesrv_addr.is_empty() || broker.role.now().role != Role::Slave {
-        return;
-    }
-    let admin = Admin::new(node.client.clone(), config.namesrv_addr.clone());
-    let Ok(cluster) = admin.cluster_info().await else {
-        return;
-    };
-    let group = cluster.broker_addr_table.get(&config.broker_name);
-    let found = group.and_then(|group| group.broker_addrs.get(&MASTER_ID));
-    if found.is_some() && found != broker.role.now().master.address.as_ref() {
-        broker.registrar.register_all();
-    }
 }
 
 /// Makes the own log a begin of the master's: cuts off what the master does not have, or begins anew.
