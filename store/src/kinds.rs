@@ -14,12 +14,14 @@ pub(crate) fn refuse_foreign(root: &Path) -> Result<(), Error> {
         "consumequeue_r",
         "consumequeue/CURRENT",
         "config/topics/CURRENT",
+        "config/subscriptionGroups/CURRENT",
+        "config/consumerOffsets/CURRENT",
         "config/metadata/CURRENT",
     ];
     if let Some(found) = rocksdb.iter().find(|name| root.join(name).exists()) {
         return Err(Error::Unsupported(format!(
             "{} belongs to a RocksDB store (storeType=defaultRocksDB), which this broker does not read: \
-             drain it with its own broker, or start that with storeType=default first",
+             let its own broker serve it until consumers have drained it, and send new messages elsewhere",
             root.join(found).display()
         )));
     }
@@ -180,11 +182,36 @@ mod tests {
                 .to_string()
                 .contains("1 moments with pending timer")
         );
-        fs::remove_file(dir.path().join("timerwheel")).unwrap();
-        fs::create_dir(dir.path().join("consumequeue_r")).unwrap();
-        assert!(matches!(
-            refuse_foreign(dir.path()),
-            Err(Error::Unsupported(_))
-        ));
+    }
+
+    /// The files that a 5.3.3 broker leaves with `storeType=defaultRocksDB`, each alone, and other kinds.
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        for (file, sentence) in [
+            ("consumequeue/CURRENT", "belongs to a RocksDB store"),
+            ("consumequeue_r/CURRENT", "belongs to a RocksDB store"),
+            ("config/topics/CURRENT", "belongs to a RocksDB store"),
+            (
+                "config/subscriptionGroups/CURRENT",
+                "belongs to a RocksDB store",
+            ),
+            (
+                "config/consumerOffsets/CURRENT",
+                "belongs to a RocksDB store",
+            ),
+            (
+                "batchconsumequeue/T/0/00000000000000000000",
+                "holds batch consume queues",
+            ),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, b"MANIFEST-000005").unwrap();
+            let Err(Error::Unsupported(text)) = refuse_foreign(dir.path()) else {
+                panic!("{file} is not refused");
+            };
+            assert!(text.contains(sentence), "{text}");
+        }
     }
 }
