@@ -138,3 +138,28 @@ async fn slaves_come_while_traffic_goes_on() {
     }
     master.shutdown().await;
 }
+
+/// Name servers restart too: that is no reason to leave a master whose stream flows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_goes_on_while_nobody_knows_where_the_master_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = start(master(dir.path(), "ASYNC_MASTER")).await;
+    let slave = start(slave(dir.path(), 1)).await;
+    points_at(&slave, &master);
+    until("the slave follows", || slave.ha.link.now().connected).await;
+    slave.role.update(|role| role.master.address = None);
+    Client::of(&master).sent("x", SUCCESS).await;
+    until("the slave has it", || {
+        level(&master, &slave) && master.store.written() > 0
+    })
+    .await;
+    let link = slave.ha.link.now();
+    assert_eq!((link.connected, link.connects), (true, 1));
+    // One that is elsewhere is another matter.
+    slave
+        .role
+        .update(|role| role.master.ha_address = Some("127.0.0.1:1".to_owned()));
+    until("the stream is left", || !slave.ha.link.now().connected).await;
+    slave.shutdown().await;
+    master.shutdown().await;
+}

@@ -194,3 +194,21 @@ async fn a_new_group_has_nothing_to_ask_for() {
     master.shutdown().await;
     names.shutdown().await;
 }
+
+/// The slaves follow before clients can find the master: no send is answered SLAVE_NOT_AVAILABLE for a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_was_restarted_is_not_alone_when_it_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = name_server(dir.path()).await;
+    let (master, slave) = pair(&names, dir.path()).await;
+    Client::of(&master).sent("before", SUCCESS).await;
+    master.shutdown().await;
+    let master = start(with(&names, self::master(dir.path(), "SYNC_MASTER"))).await;
+    until("the master serves", || master.is_master()).await;
+    let client = Client::of(&master);
+    client.sent("after", SUCCESS).await;
+    assert_eq!(client.bodies(0).await, ["before", "after"]);
+    slave.shutdown().await;
+    master.shutdown().await;
+    names.shutdown().await;
+}
