@@ -331,6 +331,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             max_inflight_msgs: MAX_INFLIGHT,
             check_quorum: true,
             pre_vote: true,
+            skip_bcast_commit: true,
             max_uncommitted_size: MAX_UNCOMMITTED_WEIGHT,
             max_committed_size_per_ready: MAX_COMMITTED_WEIGHT,
             ..raft::Config::default()
@@ -640,7 +641,8 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             .map_or(&NOBODY, |(_, conf)| conf)
     }
 
-    fn role(&self) -> RoleNow {
+    /// What it is, and who leads.
+    pub fn role(&self) -> RoleNow {
         let raft = &self.raw.raft;
         let leader = (raft.leader_id != 0).then_some(raft.leader_id);
         let role = match (self.leading, leader) {
@@ -736,6 +738,9 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         } else {
             self.unsure.remove(&m.from);
         }
+        // Followers learn what is committed with the next entries or the next heartbeat, which costs half the messages.
+        // Those whose word does not count take it from entries only.
+        self.raw.skip_bcast_commit(self.unsure.is_empty());
         let raft = &self.raw.raft;
         let log = &raft.raft_log;
         let (last, committed) = (log.last_index(), log.committed);

@@ -5,6 +5,7 @@
 
 mod cases;
 mod disk;
+mod measure;
 mod world;
 
 use std::panic::AssertUnwindSafe;
