@@ -273,3 +273,49 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::clock::SystemClock;
+    use crate::put::{PutMessage, TagsCode};
+
+    use super::*;
+
+    #[test]
+    fn what_arrives_while_offsets_are_saved_is_not_said_to_be_on_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = StoreConfig::new(dir.path());
+        config.segment_size = 1 << 20;
+        config.consume_queue_file_size = 20 * 100;
+        let store = Store::open(config, Arc::new(SystemClock)).unwrap();
+        let queue = store.queue("t", 3).unwrap();
+        let put = || {
+            let message = PutMessage {
+                queue: &queue,
+                flag: 0,
+                sys_flag: 0,
+                born_timestamp: 0,
+                born_host: "127.0.0.1:1".parse().unwrap(),
+                store_host: "127.0.0.1:2".parse().unwrap(),
+                reconsume_times: 0,
+                prepared_transaction_offset: 0,
+                body: b"body",
+                properties: b"",
+                tags_code: TagsCode::Hash(0),
+                unique_key: "",
+                keys: "",
+            };
+            store.append(&[message]).unwrap();
+            store.drive();
+        };
+        put();
+        let ends = store.queues.ends();
+        put();
+        store.queues.write_dirty(u64::MAX).unwrap();
+        assert_eq!(queue.max_offset(), 2);
+        assert_eq!(store.queues.reached(&ends)[&("t".to_owned(), 3)].max, 1);
+        let ends = store.queues.ends();
+        assert_eq!(store.queues.reached(&ends)[&("t".to_owned(), 3)].max, 2);
+        store.shutdown();
+    }
+}
