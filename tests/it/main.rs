@@ -9,5 +9,6 @@ mod docs;
 mod examples;
 mod frames;
 mod operator;
+mod replication;
 mod rig;
 mod routes;
