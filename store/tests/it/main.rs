@@ -9,4 +9,5 @@ mod faults;
 mod fixtures;
 mod frames;
 mod logs;
+mod many;
 mod model;
