@@ -153,7 +153,8 @@ fn appends_go_on_while_a_sync_stalls() {
         put(&store, "t", 0, b"y");
     }
     assert!(store.flushed() < first.end);
-    assert!(store.max_offset("t", 0) > 1_000);
+    // Far more than one: nobody waited. How many depends on who else uses the machine.
+    assert!(store.max_offset("t", 0) > 50);
     disk.sync.store(0, Ordering::SeqCst);
     assert!(store.wait_flushed(store.written(), Duration::from_secs(20)));
 }
