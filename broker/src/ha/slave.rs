@@ -466,6 +466,8 @@ fn milliseconds(value: i32) -> Duration {
 struct Copier<'a> {
     node: &'a Node,
     chunks: ChunkReader,
+    /// Something of this stream is in the store.
+    begun: bool,
 }
 
 impl<'a> Copier<'a> {
@@ -473,6 +475,7 @@ impl<'a> Copier<'a> {
         Self {
             node,
             chunks: ChunkReader::default(),
+            begun: false,
         }
     }
 
@@ -504,6 +507,14 @@ impl<'a> Copier<'a> {
                 Piece::Data {
                     position, bytes, ..
                 } => {
+                    if !std::mem::replace(&mut self.begun, true)
+                        && position == store.confirm_offset()
+                        && !may_begin_record(bytes, position)
+                    {
+                        return Err(format!(
+                            "the master's log has no record at {position}, where the log here ends: they have different histories, and this slave must be emptied to copy anew"
+                        ));
+                    }
                     self.append(position, bytes).await?;
                     bytes_of_log += bytes.len() as u64;
                 }
@@ -526,6 +537,25 @@ impl<'a> Copier<'a> {
                 Err(error) => return Err(error.to_string()),
             }
         }
+    }
+}
+
+/// Whether these bytes of a log can be the begin of a record, or of the blank one at the end of a file, at this position. A
+/// stock master sends from any position it is asked for, so this is all that tells another history from the own one.
+fn may_begin_record(bytes: &[u8], position: u64) -> bool {
+    const MAGIC_AT: usize = 4;
+    const POSITION_AT: usize = 28;
+    const RECORDS: [u32; 2] = [0xDAA3_20A7, 0xDAA3_20AB];
+    const BLANK: u32 = 0xCBD4_3194;
+    let magic = bytes.get(MAGIC_AT..).and_then(|b| b.first_chunk::<4>());
+    let own = bytes.get(POSITION_AT..).and_then(|b| b.first_chunk::<8>());
+    match magic.map(|magic| u32::from_be_bytes(*magic)) {
+        // The rest is still on its way.
+        None | Some(BLANK) => true,
+        Some(magic) if RECORDS.contains(&magic) => {
+            own.is_none_or(|own| u64::from_be_bytes(*own) == position)
+        }
+        Some(_) => false,
     }
 }
 
@@ -574,5 +604,25 @@ impl Meter {
                 link.last_read_ms = now_ms;
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_begin_of_a_record_is_known_by_its_magic_and_its_own_position() {
+        let mut record = [0u8; 40];
+        record[4..8].copy_from_slice(&0xDAA3_20A7u32.to_be_bytes());
+        record[28..36].copy_from_slice(&1_000u64.to_be_bytes());
+        assert!(may_begin_record(&record, 1_000));
+        assert!(!may_begin_record(&record, 1_001));
+        assert!(may_begin_record(&record[..20], 1_001), "more is to come");
+        assert!(may_begin_record(&record[..3], 1_001));
+        record[4] = 0;
+        assert!(!may_begin_record(&record, 1_000));
+        record[4..8].copy_from_slice(&0xCBD4_3194u32.to_be_bytes());
+        assert!(may_begin_record(&record, 1_000));
     }
 }

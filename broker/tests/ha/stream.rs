@@ -339,3 +339,46 @@ async fn chunks_are_bounded_and_never_cross_a_file() {
     assert!(copy == self::bytes(&master, 0), "padding included");
     master.shutdown().await;
 }
+
+/// Where only the offset could be compared, a stock master's bytes are looked at before they are taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stock_master_with_another_history_is_refused_with_a_sentence() {
+    let log: Vec<u8> = chunks(&sent_by_master(&recording("5.3.3")))
+        .into_iter()
+        .flat_map(|(_, data)| data)
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = broker::BrokerConfig {
+        ha_master_address: listener.local_addr().unwrap().to_string(),
+        ..no_deliveries(slave(dir.path(), 1))
+    };
+    let slave = start(config).await;
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut whole = encode_header(0, log.len() as u32).to_vec();
+    whole.extend_from_slice(&log);
+    stream.write_all(&whole).await.unwrap();
+    let end = log.len() as u64;
+    until("the slave has it", || slave.store.confirm_offset() == end).await;
+    drop(stream);
+    // From now on as if from the middle of a record, as often as it comes.
+    let mut other = encode_header(end, 100).to_vec();
+    other.extend_from_slice(&log[50..150]);
+    let master = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert_eq!(report(&mut stream).await, end);
+            stream.write_all(&other).await.unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+    });
+    until("it says why", || {
+        let reason = slave.ha.ready(&slave).err();
+        reason.is_some_and(|reason| reason.contains("different histories"))
+    })
+    .await;
+    master.abort();
+    assert_eq!(slave.store.appended(), end);
+    assert_eq!(slave.store.poisoned(), None);
+    slave.shutdown().await;
+}
