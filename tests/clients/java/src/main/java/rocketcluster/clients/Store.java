@@ -54,7 +54,7 @@ final class Store {
         String seen = options.get("seen", "");
         try (Rig rig = new Rig(options.namesrv(), options.get("topic"), "store", Rig.admin(options.namesrv()))) {
             Store store = new Store(rig, options);
-            until(20, "the broker's registration", () -> rig.admin.examineBrokerClusterInfo().getBrokerAddrTable().containsKey(store.name));
+            until(60, "the broker's registration", () -> rig.admin.examineBrokerClusterInfo().getBrokerAddrTable().containsKey(store.name));
             Path state = Path.of(options.get("state"));
             String cut = options.get("cut", "");
             int found = store.find(names(seen), names(cut), state);
