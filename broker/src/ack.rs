@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -24,6 +24,10 @@ const UNFLUSHED_WHEN_HELD: u64 = 128 << 20;
 /// Remark of a send that is stored here and that no slave, or too few, said to have.
 const NOT_REPLICATED: &str =
     "the message is stored, but too few slaves said within slaveTimeout that they have it";
+
+/// The remark where a group lost its leader while a send waited.
+const IN_DOUBT: &str =
+    "the group changes its leader: it is not known whether the message will be there";
 
 /// What must have happened to a message before its send is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +85,8 @@ pub struct SendAnswer {
     pub bytes: usize,
     /// When the request was read.
     pub started: Instant,
+    /// [`AckTable::era`] before the message was appended.
+    pub era: u64,
 }
 
 /// The answer to a send whose message is appended, and what must happen to the message before.
@@ -124,7 +130,7 @@ impl<'a> Round<'a> {
         let broker = self.broker;
         for Pending { level, answer } in answers {
             let ready = if level.reached(&self.marks, self.replicated) >= answer.end {
-                Some(answer)
+                Some(broker.acks.still(answer))
             } else {
                 let reached = || broker.reached(level);
                 broker.acks.wait(level, connection, answer, reached)
@@ -206,6 +212,10 @@ impl AnswerWriter {
         remark: Option<&str>,
         ids: &mut String,
     ) {
+        let remark = match code {
+            response_code::SYSTEM_ERROR => remark.or(Some(IN_DOUBT)),
+            _ => remark,
+        };
         let usual = code == response_code::SUCCESS
             && answer.serialize_type == SerializeType::Json
             && answer.more.is_none()
@@ -256,6 +266,7 @@ pub struct AckTable {
     /// Somebody ever waited for a slave; set before the watermarks are read again.
     replicates: AtomicBool,
     bytes: AtomicI64,
+    era: AtomicU64,
     writer: AnswerWriter,
     metrics: Arc<Metrics>,
 }
@@ -270,6 +281,7 @@ impl AckTable {
             flushed_replicated: Waiters::default(),
             replicates: AtomicBool::new(false),
             bytes: AtomicI64::new(0),
+            era: AtomicU64::new(0),
             writer,
             metrics,
         }
@@ -302,7 +314,7 @@ impl AckTable {
         if Level::REPLICATED.contains(&level) {
             self.replicates.store(true, Ordering::SeqCst);
         }
-        let (end, bytes) = (answer.end, answer.bytes);
+        let (end, bytes, era) = (answer.end, answer.bytes, answer.era);
         let waiting = Waiting {
             connection: Arc::clone(connection),
             answer,
@@ -310,10 +322,14 @@ impl AckTable {
         // Counted before somebody else may give the answer.
         self.bytes.fetch_add(count(bytes), Ordering::Relaxed);
         connection.begin_waiting(bytes);
-        let back = self.queue(level).wait(end, waiting, reached)?;
+        let current = || match self.era() == era {
+            true => reached(),
+            false => u64::MAX,
+        };
+        let back = self.queue(level).wait(end, waiting, current)?;
         self.bytes.fetch_sub(count(bytes), Ordering::Relaxed);
         connection.end_waiting(bytes);
-        Some(back.answer)
+        Some(self.still(back.answer))
     }
 
     /// Gives every answer whose position was passed.
@@ -344,6 +360,29 @@ impl AckTable {
     /// The log failed: nothing that waits will ever be there.
     pub fn fail_all(&self, remark: &str) {
         self.fail_all_with(response_code::SYSTEM_ERROR, remark);
+    }
+
+    /// Counts how often what waits came to be in doubt.
+    pub fn era(&self) -> u64 {
+        self.era.load(Ordering::Acquire)
+    }
+
+    /// The group's log may lose what was appended before: everything that waits is answered so, and so is what has yet to
+    /// begin to wait. Called before anything else may come to lie where those messages were.
+    pub fn begin_era(&self) {
+        self.era.fetch_add(1, Ordering::AcqRel);
+        self.fail_all(IN_DOUBT);
+    }
+
+    /// The answer, or the word that its message is in doubt.
+    fn still(&self, answer: SendAnswer) -> SendAnswer {
+        if answer.era == self.era() {
+            return answer;
+        }
+        SendAnswer {
+            code: response_code::SYSTEM_ERROR,
+            ..answer
+        }
     }
 
     /// Answers everything that waits with this code.
@@ -483,6 +522,7 @@ mod tests {
             end,
             bytes: 100,
             started: Instant::now(),
+            era: 0,
         }
     }
 

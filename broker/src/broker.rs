@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -25,6 +25,8 @@ use crate::ack::{AckTable, AnswerWriter, Level};
 use crate::client::{Connections, ConsumerManager, ProducerManager};
 use crate::config::{BrokerConfig, FlushDiskType, Settings};
 use crate::config_file::{self, Saver};
+use crate::dledger;
+use crate::dledger::service::Group;
 use crate::ha::{self, Ha};
 use crate::http::{Metrics, Status};
 use crate::longpolling::{Held, PullRequestHoldService};
@@ -89,6 +91,9 @@ pub enum StartError {
     /// A file below `config` cannot be read.
     #[error(transparent)]
     ConfigFile(#[from] config_file::Error),
+    /// The member of the group cannot begin.
+    #[error("the member of the group cannot start")]
+    Group(#[source] io::Error),
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
@@ -147,6 +152,8 @@ pub struct Broker {
     pub role: RoleHolder,
     /// Replication of the log, as master or slave.
     pub ha: Ha,
+    /// The group that elects its own master, when it is a member of one.
+    pub group: OnceLock<Group>,
     /// What it copies from its master beside the log.
     pub slave: Slave,
     /// Asks for registrations.
@@ -280,7 +287,17 @@ impl Broker {
         };
         status.keep(http);
 
-        let store_config = store_config(&settings, &settings.raw);
+        let mut store_config = store_config(&settings, &settings.raw);
+        let mut prepared = None;
+        if let (Some(group), Some(folder)) = (&settings.dledger, &settings.commit_log_path) {
+            let address = SocketAddr::new(settings.bind_address, group.port);
+            let ready = dledger::service::prepare(group, folder.clone(), address)
+                .map_err(|source| StartError::Bind { address, source })?;
+            store_config.frames = Some(store::FrameConfig {
+                committed: ready.committed,
+            });
+            prepared = Some(ready);
+        }
         let store_clock = Arc::clone(&clock);
         let opened = tokio::task::spawn_blocking(move || {
             Store::open_with_disk(store_config, store_clock, disk)
@@ -303,6 +320,10 @@ impl Broker {
         let thread = slave::start(&broker, broker.stop.clone()).map_err(StartError::Thread)?;
         broker.threads.lock().push(thread);
         broker.play_role()?;
+        if let (Some(prepared), Some(group)) = (prepared, broker.settings.dledger.clone()) {
+            let group = Group::start(&broker, prepared, group).map_err(StartError::Group)?;
+            let _ = broker.group.set(group);
+        }
         broker.serve(listener, false);
         if let Some(fast) = fast {
             broker.serve(fast, true);
@@ -362,6 +383,7 @@ impl Broker {
         let broker = Arc::new(Self {
             role: RoleHolder::new(ha::first_role(&raw, &store)),
             ha: Ha::default(),
+            group: OnceLock::new(),
             slave: Slave::default(),
             request_modes,
             config: ArcSwap::from_pointee(raw),
@@ -603,9 +625,10 @@ impl Broker {
         if !self.is_master() {
             return Err(PutError::Busy("this broker is not the master of its group"));
         }
+        let era = self.acks.era();
         let appended = send_message::append_inner(self, message)?;
         self.store.drive();
-        if self.wait_written(appended.end) {
+        if self.wait_written(appended.end) && era == self.acks.era() {
             Ok(appended)
         } else {
             Err(PutError::Busy("the log was not written in time"))
@@ -828,6 +851,15 @@ impl Broker {
         if self.phase.swap(Phase::Draining as u8, Ordering::AcqRel) >= Phase::Draining as u8 {
             return;
         }
+        if self.group.get().is_some() {
+            let broker = Arc::clone(self);
+            let handed = tokio::task::spawn_blocking(move || {
+                if let Some(group) = broker.group.get() {
+                    group.hand_over();
+                }
+            });
+            let _ = handed.await;
+        }
         self.registrar.stop().await;
         let drain = tokio::time::sleep(self.settings.shutdown_drain);
         tokio::pin!(drain);
@@ -857,6 +889,9 @@ impl Broker {
     fn close(&self) {
         self.schedule.stop();
         self.ha.stop();
+        if let Some(group) = self.group.get() {
+            group.stop();
+        }
         self.offsets.persist(&self.saver);
         self.groups.persist();
         self.topics.persist();

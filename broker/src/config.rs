@@ -308,7 +308,11 @@ keys! {
     AtStart "shutdownDrainMs" shutdown_drain_ms: i32 = 2_000, "ms for which pulls are served after the broker left its name servers (RocketCluster's own key)";
     AtStart "configBlackList" config_black_list: String = "configBlackList;brokerConfigPath".to_owned(), "keys that request 25 refuses";
 
-    AtStart "enableDLegerCommitLog" enable_dleger_commit_log: bool = false, "a Raft log instead of master and slave; not served yet";
+    AtStart "enableDLegerCommitLog" enable_dleger_commit_log: bool = false, "the broker is a member of a group that elects its master; its log is a Raft log, and brokerRole, brokerId and storePathCommitLog are without effect";
+    AtStart "dLegerGroup" d_leger_group: String = String::new(), "name of the group; empty: brokerName";
+    AtStart "dLegerPeers" d_leger_peers: String = String::new(), "members of the group at its first start, `n0-host:port;n1-host:port;…`; later the group's own membership counts";
+    AtStart "dLegerSelfId" d_leger_self_id: String = String::new(), "which of dLegerPeers this broker is, `nK`";
+    AtStart "preferredLeaderId" preferred_leader_id: String = String::new(), "the member that leads whenever it can, `nK`";
     AtStart "enableControllerMode" enable_controller_mode: bool = false, "not served; see enableDLegerCommitLog";
     AtStart "aclEnable" acl_enable: bool = false, "access control; not served yet";
     AtStart "authenticationEnabled" authentication_enabled: bool = false, "access control of 5.3; not served yet";
@@ -542,9 +546,6 @@ pub const NOT_APPLICABLE: &[(&str, &str)] = &[
         "catching up is always bounded; see haCatchUpBytesPerSecond",
     ),
     ("maxHaTransferByteInSecond", "see haCatchUpBytesPerSecond"),
-    ("dLegerGroup", "see enableDLegerCommitLog"),
-    ("dLegerPeers", "see enableDLegerCommitLog"),
-    ("dLegerSelfId", "see enableDLegerCommitLog"),
     ("controllerAddr", "see enableControllerMode"),
     (
         "autoDeleteUnusedStats",
@@ -803,14 +804,9 @@ impl BrokerConfig {
         }
         for (key, on, reason) in [
             (
-                "enableDLegerCommitLog",
-                self.enable_dleger_commit_log,
-                "the dledger mode is not served yet",
-            ),
-            (
                 "enableControllerMode",
                 self.enable_controller_mode,
-                "the controller mode is not served; brokers fail over with enableDLegerCommitLog once that is",
+                "the controller mode is not served; brokers fail over with enableDLegerCommitLog",
             ),
             (
                 "aclEnable",
@@ -1053,7 +1049,19 @@ impl BrokerConfig {
             );
         }
         self.clamp();
+        let dledger = self.dledger()?;
+        if let Some(group) = &dledger {
+            // Upstream: only the group knows who is master.
+            self.broker_role = BrokerRole::SyncMaster;
+            self.broker_id = 0;
+            self.store_path_commit_log = root
+                .join(format!("dledger-{}", self.d_leger_self_id))
+                .to_string_lossy()
+                .into_owned();
+            tracing::debug!(group = group.group, "a member of a group");
+        }
         Ok(Settings {
+            dledger,
             commit_log_path: (!self.store_path_commit_log.is_empty())
                 .then(|| self.store_path_commit_log.clone().into()),
             root,
@@ -1068,6 +1076,109 @@ impl BrokerConfig {
             config_path: None,
             raw: self,
         })
+    }
+}
+
+/// A member of a group that elects its own master (`enableDLegerCommitLog`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DLedgerConfig {
+    /// `dLegerGroup`.
+    pub group: String,
+    /// K + 1 for `dLegerSelfId=nK`.
+    pub id: u64,
+    /// `host:port` of each member, by id.
+    pub peers: BTreeMap<u64, String>,
+    /// The port of its own address.
+    pub port: u16,
+    /// `preferredLeaderId`.
+    pub preferred: Option<u64>,
+}
+
+impl BrokerConfig {
+    fn dledger(&self) -> Result<Option<DLedgerConfig>, Error> {
+        use crate::dledger::service::id_of;
+        if !self.enable_dleger_commit_log {
+            return Ok(None);
+        }
+        let refuse = |key: &'static str, value: &str, reason: String| Error::Refused {
+            key,
+            value: value.to_owned(),
+            reason,
+        };
+        let me = &self.d_leger_self_id;
+        let id = id_of(me).ok_or_else(|| {
+            refuse(
+                "dLegerSelfId",
+                me,
+                "must be nK, K a number from 0".to_owned(),
+            )
+        })?;
+        let list = &self.d_leger_peers;
+        let mut peers = BTreeMap::new();
+        for entry in list.split(';').map(str::trim).filter(|e| !e.is_empty()) {
+            let parsed = entry.split_once('-').and_then(|(name, address)| {
+                let (host, port) = address.rsplit_once(':')?;
+                let port: u16 = port.parse().ok()?;
+                (!host.is_empty()).then_some((id_of(name)?, address.to_owned(), port))
+            });
+            let Some((peer, address, _)) = parsed else {
+                return Err(refuse(
+                    "dLegerPeers",
+                    list,
+                    format!("{entry} is not nK-host:port"),
+                ));
+            };
+            if peers.insert(peer, address).is_some() {
+                return Err(refuse(
+                    "dLegerPeers",
+                    list,
+                    format!("{entry} is not the only one of its id"),
+                ));
+            }
+        }
+        if peers.len() > crate::dledger::entry::MAX_MEMBERS {
+            let most = crate::dledger::entry::MAX_MEMBERS;
+            return Err(refuse(
+                "dLegerPeers",
+                list,
+                format!("a group has {most} members at most"),
+            ));
+        }
+        let port = peers
+            .get(&id)
+            .and_then(|a| a.rsplit_once(':')?.1.parse().ok())
+            .ok_or_else(|| {
+                refuse(
+                    "dLegerPeers",
+                    list,
+                    format!("{me} (dLegerSelfId) is not among them"),
+                )
+            })?;
+        let preferred = match self.preferred_leader_id.as_str() {
+            "" => None,
+            name => Some(
+                id_of(name)
+                    .filter(|id| peers.contains_key(id))
+                    .ok_or_else(|| {
+                        refuse(
+                            "preferredLeaderId",
+                            name,
+                            "is not one of dLegerPeers".to_owned(),
+                        )
+                    })?,
+            ),
+        };
+        let group = match self.d_leger_group.as_str() {
+            "" => self.broker_name.clone(),
+            name => name.to_owned(),
+        };
+        Ok(Some(DLedgerConfig {
+            group,
+            id,
+            peers,
+            port,
+            preferred,
+        }))
     }
 }
 
@@ -1086,6 +1197,8 @@ pub const MAX_QUEUES_PER_TOPIC: i64 = 65_536;
 pub struct Settings {
     /// The values as written.
     pub raw: BrokerConfig,
+    /// The group that this broker is a member of, if it elects its own master.
+    pub dledger: Option<DLedgerConfig>,
     /// Folder of the store.
     pub root: PathBuf,
     /// Folder of the log, when it is not below the root.
@@ -1384,9 +1497,14 @@ mod tests {
                 "brokerRole=SLAVE\n",
                 "brokerId=0: a slave has an id of 1 or above",
             ),
+            ("enableDLegerCommitLog=true\n", "dLegerSelfId=: must be nK"),
             (
-                "enableDLegerCommitLog=true\n",
-                "enableDLegerCommitLog=true: the dledger mode",
+                "enableDLegerCommitLog=true\ndLegerSelfId=n1\ndLegerPeers=n0-a:1\n",
+                "dLegerPeers=n0-a:1: n1 (dLegerSelfId) is not among them",
+            ),
+            (
+                "enableDLegerCommitLog=true\ndLegerSelfId=n0\ndLegerPeers=n0-a\n",
+                "dLegerPeers=n0-a: n0-a is not nK-host:port",
             ),
             ("aclEnable=true\n", "aclEnable=true: access control"),
             (

@@ -57,6 +57,15 @@ pub struct RoleNow {
 impl RoleNow {
     /// The role that a configuration gives.
     pub fn configured(config: &BrokerConfig) -> Self {
+        if config.enable_dleger_commit_log {
+            return Self {
+                role: Role::Undecided,
+                broker_id: -1,
+                sync: true,
+                master: MasterAddress::default(),
+                term: 1,
+            };
+        }
         let role = match config.broker_role {
             BrokerRole::Slave => Role::Slave,
             BrokerRole::AsyncMaster | BrokerRole::SyncMaster => Role::Master,

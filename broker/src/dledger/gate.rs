@@ -63,9 +63,32 @@ impl Gate {
     /// The next index for a frame of `len` bytes that will lie at `position`. Under the append lock, as the last thing
     /// that can fail: once stamped, the frame must come to lie there.
     pub fn stamp(&self, position: u64, len: u32) -> Result<Stamp, Closed> {
+        self.stamp_if(|_, _| true, position, len)
+    }
+
+    /// [`Gate::stamp`] for a log that counts its entries itself: only when it would give this index in this term.
+    pub fn stamp_as(
+        &self,
+        term: u64,
+        index: u64,
+        position: u64,
+        len: u32,
+    ) -> Result<Stamp, Closed> {
+        self.stamp_if(|t, i| (t, i) == (term, index), position, len)
+    }
+
+    fn stamp_if(
+        &self,
+        fits: impl FnOnce(u64, u64) -> bool,
+        position: u64,
+        len: u32,
+    ) -> Result<Stamp, Closed> {
         let mut state = self.state.lock();
         if let Some(why) = state.closed {
             return Err(why);
+        }
+        if !fits(state.term, state.next) {
+            return Err(Closed::NotLeader);
         }
         if position.saturating_sub(state.committed) > self.max_uncommitted {
             return Err(Closed::Full);

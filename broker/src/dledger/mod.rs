@@ -12,6 +12,9 @@
 pub mod core;
 pub mod entry;
 pub mod gate;
+pub mod log;
 pub mod message;
+pub mod service;
 
 mod storage;
+pub mod transport;

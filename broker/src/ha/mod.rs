@@ -161,6 +161,9 @@ impl Ha {
 
     /// Why this broker is not ready as far as replication goes.
     pub fn ready(&self, broker: &Broker) -> Result<(), String> {
+        if let Some(group) = broker.group.get() {
+            return group.ready();
+        }
         match broker.role.now().role {
             Role::Slave => {
                 let limit = broker.config().ha_ready_max_lag_bytes;

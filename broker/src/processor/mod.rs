@@ -4,6 +4,7 @@ mod admin_broker;
 mod answer;
 pub(crate) mod client_manage;
 mod consumer_manage;
+mod dledger;
 pub(crate) mod pull_message;
 mod query_message;
 mod relay;
@@ -239,6 +240,11 @@ fn handler(request: i32) -> Option<Handler> {
         peer::HA_PEER_INFO => Here(|broker, request| Ok(peer::get_peer_info(broker, request))),
         peer::HA_FOLLOW => Here(|broker, request| Ok(peer::follow(broker, request))),
         peer::HA_CHECKSUMS => Blocking(|broker, request| Ok(peer::get_checksums(broker, request))),
+
+        code::DLEDGER_STATUS => Blocking(dledger::get_status),
+        code::DLEDGER_TRANSFER_LEADERSHIP => Blocking(dledger::transfer_leadership),
+        code::DLEDGER_ADD_MEMBER => Blocking(dledger::add_member),
+        code::DLEDGER_REMOVE_MEMBER => Blocking(dledger::remove_member),
 
         code::GET_ALL_CONSUMER_OFFSET => Here(admin_broker::get_all_consumer_offset),
         code::GET_ALL_DELAY_OFFSET => Here(admin_broker::get_all_delay_offset),

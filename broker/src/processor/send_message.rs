@@ -236,6 +236,7 @@ pub(super) fn send(
         config: &config,
         table: &table,
         started,
+        era: broker.acks.era(),
     };
     let result = call.send(local);
     local.config = Some(config);
@@ -257,6 +258,7 @@ struct Call<'a> {
     config: &'a BrokerConfig,
     table: &'a Table,
     started: Instant,
+    era: u64,
 }
 
 struct Sent {
@@ -579,6 +581,7 @@ impl Call<'_> {
                 end: appended.end,
                 bytes: self.request.frame_len,
                 started: self.started,
+                era: self.era,
             },
         };
         if topic.is_announced() {
@@ -590,6 +593,10 @@ impl Call<'_> {
 
     /// What the answer waits for, and what it says then.
     fn level(&self, no_wait: bool, end: u64) -> (Level, i32) {
+        if self.broker.settings.dledger.is_some() {
+            // What is shown there is committed: as durable as the group promises, here and elsewhere.
+            return (Level::Confirmed, response_code::SUCCESS);
+        }
         let flushed = self.config.flush_disk_type == FlushDiskType::SyncFlush && !no_wait;
         let local = if flushed {
             Level::Flushed

@@ -1,0 +1,306 @@
+//! The CommitLog as the group's log of entries, and the file of the state beside it.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use store::{EntryId, FRAME_HEADER, Frame, FrameStamp, PutError, Store};
+
+use super::entry::{Base, Descriptor, EntryLog, HardState, Kind, StateFile};
+use super::gate::{Closed, Gate};
+
+/// An entry waits this long for room in the ring or for the disk before the member gives up.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two looks at whether there is room.
+const ROOM_STEP: Duration = Duration::from_millis(50);
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::other(error)
+}
+
+/// The store behind the group. What the send path stamped but the group did not adopt yet lies behind its last entry.
+pub struct StoreLog {
+    store: Arc<Store>,
+    /// Whether an entry counts once it is flushed, or once it is written.
+    flushed: bool,
+    last: u64,
+    /// Index and end of entries that were not persisted when somebody last looked, ascending.
+    unpersisted: VecDeque<(u64, u64)>,
+}
+
+impl StoreLog {
+    /// Over a store that was just opened. What it holds becomes durable first, so that all of it counts.
+    pub fn new(store: Arc<Store>, flushed: bool) -> io::Result<Self> {
+        let end = store.written();
+        if flushed && !store.wait_flushed(end, ROOM_TIMEOUT) {
+            return Err(io::Error::other("what the log holds could not be flushed"));
+        }
+        Ok(Self {
+            last: store.last_entry().index,
+            store,
+            flushed,
+            unpersisted: VecDeque::new(),
+        })
+    }
+
+    fn mark(&self) -> u64 {
+        if self.flushed {
+            self.store.flushed()
+        } else {
+            self.store.written()
+        }
+    }
+
+    fn added(&mut self, index: u64, end: u64) {
+        let mark = self.mark();
+        while self.unpersisted.front().is_some_and(|e| e.1 <= mark) {
+            self.unpersisted.pop_front();
+        }
+        self.last = index;
+        self.unpersisted.push_back((index, end));
+    }
+
+    fn frame(&self, entry: &Descriptor) -> io::Result<Frame> {
+        self.store
+            .frame(entry.index)
+            .map_err(failed)?
+            .filter(|f| f.term == entry.term && f.position == entry.position)
+            .ok_or_else(|| io::Error::other(format!("entry {} is not in the log", entry.index)))
+    }
+
+    /// Tries until there is room; the bound on what is unwritten gives way as soon as the disk does.
+    fn until_room<T>(&self, mut put: impl FnMut() -> Result<T, PutError>) -> io::Result<T> {
+        let since = Instant::now();
+        loop {
+            match put() {
+                Err(PutError::Busy(_)) if since.elapsed() < ROOM_TIMEOUT => {
+                    self.store.drive();
+                    self.store.wait_flushed(self.store.written(), ROOM_STEP);
+                }
+                other => return other.map_err(failed),
+            }
+        }
+    }
+}
+
+impl EntryLog for StoreLog {
+    fn base(&self) -> Base {
+        let EntryId { index, term } = self.store.compacted_entry();
+        Base {
+            index,
+            term,
+            position: self.store.min_phy_offset(),
+        }
+    }
+
+    fn last_index(&self) -> u64 {
+        self.last
+    }
+
+    fn term(&self, index: u64) -> Option<u64> {
+        if index > self.last {
+            return None;
+        }
+        self.store.entry_term(index).ok().flatten()
+    }
+
+    fn entry(&self, index: u64) -> Option<Descriptor> {
+        if index > self.last {
+            return None;
+        }
+        let frame = self.store.frame(index).ok().flatten()?;
+        Some(Descriptor {
+            index: frame.index,
+            term: frame.term,
+            position: frame.position,
+            len: frame.len,
+            kind: Kind::from_u8(u8::try_from(frame.kind).ok()?)?,
+        })
+    }
+
+    fn read(&self, entry: &Descriptor, out: &mut Vec<u8>) -> io::Result<()> {
+        let frame = self.frame(entry)?;
+        self.store.read_frame(&frame, out).map_err(failed)
+    }
+
+    fn payload(&self, entry: &Descriptor) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.read(entry, &mut bytes)?;
+        Ok(bytes.split_off(FRAME_HEADER))
+    }
+
+    fn verify(&self, entry: &Descriptor, frame: &[u8]) -> bool {
+        Frame::parse(frame).is_some_and(|f| {
+            f.index == entry.index
+                && f.term == entry.term
+                && f.position == entry.position
+                && f.len == entry.len
+                && f.kind == u32::from(entry.kind as u8)
+                && f.vouches_for(frame)
+        })
+    }
+
+    fn append(&mut self, entry: &Descriptor, frame: &[u8]) -> io::Result<()> {
+        let header = Frame::parse(frame).ok_or(io::ErrorKind::InvalidData)?;
+        self.store.close_gate();
+        self.store.follow_log().map_err(failed)?;
+        self.until_room(|| self.store.append_received(&header, frame))?;
+        self.added(entry.index, entry.end());
+        Ok(())
+    }
+
+    fn append_own(
+        &mut self,
+        index: u64,
+        term: u64,
+        kind: Kind,
+        payload: &[u8],
+    ) -> io::Result<Descriptor> {
+        let frame = self.until_room(|| {
+            self.store
+                .append_entry(term, u32::from(kind as u8), payload)
+        })?;
+        if frame.index != index {
+            return Err(io::Error::other(format!(
+                "entry {index} came to lie as entry {}",
+                frame.index
+            )));
+        }
+        self.added(index, frame.end());
+        Ok(Descriptor {
+            index,
+            term,
+            position: frame.position,
+            len: frame.len,
+            kind,
+        })
+    }
+
+    fn adopt(&mut self, entry: &Descriptor) -> io::Result<()> {
+        if entry.index != self.last + 1 {
+            return Err(io::Error::other(format!(
+                "entry {} does not follow entry {}",
+                entry.index, self.last
+            )));
+        }
+        self.added(entry.index, entry.end());
+        Ok(())
+    }
+
+    fn truncate_from(&mut self, index: u64) -> io::Result<()> {
+        self.store.close_gate();
+        self.store.truncate_from(index).map_err(failed)?;
+        self.last = self.last.min(index.saturating_sub(1));
+        while self.unpersisted.back().is_some_and(|e| e.0 >= index) {
+            self.unpersisted.pop_back();
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, base: Base) -> io::Result<()> {
+        let entry = EntryId {
+            index: base.index,
+            term: base.term,
+        };
+        self.store
+            .start_after(entry, base.position)
+            .map_err(failed)?;
+        self.last = base.index;
+        self.unpersisted.clear();
+        Ok(())
+    }
+
+    fn persisted(&self) -> u64 {
+        let mark = self.mark();
+        let done = self.unpersisted.partition_point(|e| e.1 <= mark);
+        match self.unpersisted.get(done) {
+            Some((index, _)) => index - 1,
+            None => self.last,
+        }
+    }
+}
+
+/// Tells the group of each frame that the send path makes.
+pub(super) struct Stamper {
+    pub(super) gate: Arc<Gate>,
+    pub(super) wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl FrameStamp for Stamper {
+    fn stamp(&self, entry: EntryId, position: u64, len: u32) -> Result<(), PutError> {
+        let stamped = self
+            .gate
+            .stamp_as(entry.term, entry.index, position, len)
+            .map_err(|why| match why {
+                Closed::NotLeader => PutError::NotLeader,
+                Closed::Paused => PutError::Busy("the group changes its members or its leader"),
+                Closed::Full => PutError::Busy("too much waits for the others of the group"),
+            })?;
+        if stamped.wake {
+            (self.wake)();
+        }
+        Ok(())
+    }
+}
+
+/// `<folder of the log>/state`: the state that is durable before a message leaves, and a position up to which the log
+/// was committed when it was written, so that a restart need not build its queues anew.
+pub struct FileState {
+    path: PathBuf,
+    committed: Arc<AtomicU64>,
+}
+
+impl FileState {
+    /// The file's place. `committed` is read at each save.
+    pub fn new(folder: &Path, committed: Arc<AtomicU64>) -> Self {
+        Self {
+            path: folder.join("state"),
+            committed,
+        }
+    }
+
+    /// What the file of this folder says; none where there is none.
+    pub fn load(folder: &Path) -> io::Result<Option<(HardState, u64)>> {
+        let path = folder.join("state");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let parse = || {
+            let (head, state) = bytes.split_first_chunk::<12>()?;
+            let (position, crc) = head.split_first_chunk::<8>()?;
+            if crc32fast::hash(position).to_be_bytes() != *crc {
+                return None;
+            }
+            Some((HardState::decode(state)?, u64::from_be_bytes(*position)))
+        };
+        parse().map(Some).ok_or_else(|| {
+            io::Error::other(format!(
+                "{} is damaged: empty the member's volume, and it rejoins",
+                path.display()
+            ))
+        })
+    }
+}
+
+impl StateFile for FileState {
+    fn save(&mut self, state: &HardState) -> io::Result<()> {
+        let position = self.committed.load(Ordering::Acquire).to_be_bytes();
+        let mut bytes = position.to_vec();
+        bytes.extend_from_slice(&crc32fast::hash(&position).to_be_bytes());
+        bytes.extend_from_slice(&state.encode());
+        let new = self.path.with_extension("new");
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let mut file = File::create(&new)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, &self.path)?;
+        File::open(folder)?.sync_all()
+    }
+}
