@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use namesrv::{NameServer, NamesrvConfig};
@@ -144,13 +145,19 @@ impl Scene {
         Node::start(command, conf)
     }
 
-    /// A port for a server of the original, which may listen on every address: with its neighbours free there.
+    /// A port for a server of the original, which may listen on every address: with its neighbours free there, never handed out
+    /// before, and below those that the system gives to connections.
     pub(crate) fn java_address(&self) -> String {
+        static TURN: AtomicU32 = AtomicU32::new(0);
+        const STEP: u32 = 10;
+        const PORTS: std::ops::Range<u32> = 20_000..32_000;
+        let begin = std::process::id() * STEP * 7;
         loop {
-            let socket = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
-            let port = socket.local_addr().unwrap().port();
+            let turn = TURN.fetch_add(1, Ordering::Relaxed);
+            let at = (begin + turn * STEP) % (PORTS.end - PORTS.start - STEP);
+            let port = u16::try_from(PORTS.start + STEP + at).unwrap();
             let free = |port: u16| std::net::TcpListener::bind(("0.0.0.0", port)).is_ok();
-            if port > 20_000 && free(port - 2) && free(port + 1) {
+            if (port - 2..=port + 1).all(free) {
                 return format!("127.0.0.1:{port}");
             }
         }
