@@ -910,6 +910,8 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             return Ok(());
         };
         progress.recent_active = true;
+        // Where to begin was told and got lost, or it would not ask from nothing.
+        let lost = m.blank && m.index == 0 && progress.matched == 0;
         let base = self.raw.store().log.base();
         if m.blank && m.index == 0 && base.index == 0 {
             let hard = &self.raw.store().hard;
@@ -920,7 +922,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
                 self.say(place);
             }
         }
-        if self.rejoined.get(&from) != Some(&m.session) {
+        if lost || self.rejoined.get(&from) != Some(&m.session) {
             self.rejoined.insert(from, m.session);
             if let Some(progress) = self.raw.raft.mut_prs().get_mut(from) {
                 progress.matched = 0;

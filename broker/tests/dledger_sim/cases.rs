@@ -452,3 +452,17 @@ fn who_loses_the_leaders_connection_asks_for_an_election_at_once() {
     assert!(world.until(2_000, |w| w.leader().is_some()));
     assert!(world.now - begin <= 400, "took {} ms", world.now - begin);
 }
+
+/// A member with an empty volume does not know where the log begins, and refuses what comes before it was told.
+#[test]
+fn where_to_begin_is_told_again_when_it_was_lost() {
+    let (mut world, leader) = group(3, true);
+    world.fill_segments(leader, 6);
+    world.compact(leader);
+    let late = others(&world, leader)[0];
+    world.empty(late);
+    world.plan.loss = 700;
+    world.start(late);
+    world.for_ms(3_000);
+    world.heal();
+}

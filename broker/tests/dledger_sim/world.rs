@@ -282,9 +282,15 @@ impl World {
         self.events.insert((self.now + after, self.seq), event);
     }
 
-    /// The configured group, as in the property files of the first members; a later member's names itself too.
+    /// What the member's property file says: the group as it was last known, and itself. Whoever changes a group keeps the
+    /// files up to date; an empty volume has nothing else to begin with.
     fn configured(&self, id: u64) -> Conf {
-        Conf::of_voters((1..=self.plan.voters.max(id)).map(|i| (i, format!("n{i}:1"))))
+        let mut ids: BTreeSet<u64> = match self.newest_conf() {
+            Some(conf) => conf.voters.into_iter().chain(conf.learners).collect(),
+            None => (1..=self.plan.voters).collect(),
+        };
+        ids.insert(id);
+        Conf::of_voters(ids.into_iter().map(|i| (i, format!("n{i}:1"))))
     }
 
     /// Starts a member on whatever its disk holds.
@@ -503,7 +509,7 @@ impl World {
         let all: Vec<u64> = self.nodes.keys().copied().collect();
         for id in all {
             if self.belongs(id) {
-                self.check_acknowledged(id);
+                self.check_acknowledged(id, u64::MAX);
             }
         }
         self.count.leaders = self.leaders.len() as u64;
@@ -763,7 +769,7 @@ impl World {
             }
             self.say(|_| format!("n{id} {now:?}"));
             if now.role == Role::Leading && before.is_none_or(|b| b.role != Role::Leading) {
-                self.check_acknowledged(id);
+                self.check_acknowledged(id, now.term);
             }
         }
         if let Some(commit) = commit {
@@ -852,11 +858,12 @@ impl World {
         self.acknowledged.sort_unstable();
     }
 
-    /// Every acknowledged record is in this log, where it was.
-    fn check_acknowledged(&self, id: u64) {
+    /// Every record that was acknowledged by leaders before this term is in this log, where it was. (A leader that was cut
+    /// off may still learn that its first entry is committed when others long lead.)
+    fn check_acknowledged(&self, id: u64, before: u64) {
         let disk = self.nodes[&id].disk.borrow();
         for &(index, chain) in &self.acknowledged {
-            if index > disk.base.index {
+            if index > disk.base.index && self.committed[index as usize - 1].0 < before {
                 assert!(
                     index <= disk.adopted,
                     "n{id} lacks acknowledged entry {index}: {}",
