@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
 use operator_core::api::RocketCluster;
@@ -18,10 +19,12 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
+use crate::figures::Figures;
+
 /// Where the operator is installed.
 pub(crate) const OPERATOR_NAMESPACE: &str = "rocketcluster-system";
 /// Between two looks at a condition.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Lines of a command's output in a diagnosis.
 const DIAGNOSIS_LINES: usize = 150;
 /// Label of every namespace made here.
@@ -36,6 +39,11 @@ pub(crate) struct World {
     pub(crate) tag: String,
     /// Folder of the repository.
     pub(crate) root: PathBuf,
+    /// Its version and number of nodes.
+    version: String,
+    nodes: usize,
+    /// What rolls and losses cost.
+    pub(crate) figures: Figures,
     /// Scripts of the cluster that `run.sh` started, when it did: only there can a node's power be cut.
     pub(crate) scripts: Option<PathBuf>,
 }
@@ -51,13 +59,30 @@ impl World {
         let client = Client::try_default().await.context("KUBECONFIG")?;
         let version = client.apiserver_version().await?;
         println!("on Kubernetes {}", version.git_version);
+        let nodes = Api::<Node>::all(client.clone())
+            .list(&ListParams::default())
+            .await?
+            .items
+            .len();
         Ok(Self {
+            version: version.git_version,
+            nodes,
+            figures: Figures::default(),
             client,
             repository: variable("REPOSITORY", "localhost/rocketcluster"),
             tag: variable("TAG", "dev"),
             scripts: std::env::var_os("E2E_CLUSTER_SCRIPTS").map(PathBuf::from),
             root,
         })
+    }
+
+    /// What the figures were measured on.
+    pub(crate) fn described(&self) -> String {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        format!(
+            "Kubernetes {} with {} nodes on a machine with {cores} cores",
+            self.version, self.nodes
+        )
     }
 
     /// Installs or upgrades, so that a second run on the same cluster tests the code of now.
@@ -417,6 +442,31 @@ pub(crate) fn is_ready(pod: &Pod) -> bool {
             .iter()
             .flat_map(|s| s.conditions.iter().flatten())
             .any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Tells which pods are being restarted, from look to look: one that has gone, is going, or is new and has not been ready yet. A pod that is only not
+/// ready for a while, as a slave whose master is away, is none of them.
+#[derive(Default)]
+pub(crate) struct Restarting {
+    /// The uid under which each pod was ready last.
+    ready: BTreeMap<String, Option<String>>,
+}
+
+impl Restarting {
+    pub(crate) fn look(&mut self, now: &BTreeMap<String, Pod>) -> Vec<String> {
+        for (name, pod) in now.iter().filter(|(_, pod)| is_ready(pod)) {
+            self.ready.insert(name.clone(), pod.uid());
+        }
+        let well = |name: &String, uid: &Option<String>| {
+            now.get(name)
+                .is_some_and(|pod| pod.metadata.deletion_timestamp.is_none() && pod.uid() == *uid)
+        };
+        self.ready
+            .iter()
+            .filter(|(name, uid)| !well(name, uid))
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
 }
 
 /// Restarts of a pod's containers.

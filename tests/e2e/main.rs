@@ -5,7 +5,9 @@
 //! Nothing sleeps for a guess: every wait is for a condition, with a limit, and says at the end what it saw last.
 
 mod clients;
+mod figures;
 mod kubernetes;
+mod replicated;
 mod scenarios;
 
 use std::panic::AssertUnwindSafe;
@@ -76,6 +78,10 @@ async fn run(filters: &[String]) -> Result<bool> {
         outcomes.push(run_one(&world, scenario).await);
     }
 
+    world
+        .figures
+        .tell(&world.root, &world.described())
+        .context("the table of figures")?;
     let count = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|o| wanted(o)).count();
     let failed = count(|o| matches!(o, Outcome::Failed));
     println!(
