@@ -405,7 +405,8 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         &self.raw.store().hard
     }
 
-    /// Segments may be deleted while all of their entries are up to this index.
+    /// Segments may be deleted while the first entry behind them is up to this index: it will not be cut and written anew
+    /// elsewhere.
     pub fn compactable(&self) -> u64 {
         self.raw.raft.raft_log.applied.min(self.log().persisted())
     }

@@ -75,7 +75,7 @@ pub struct Base {
 /// An error is final: a member whose log failed stops, and says so.
 pub trait EntryLog {
     /// What lies before the first entry. Moves forward as old segments are deleted; that may only be done to segments
-    /// all of whose entries are applied.
+    /// behind which an entry is applied ([`compactable`](super::core::Member::compactable)).
     fn base(&self) -> Base;
 
     /// Index of the last entry that was appended or adopted; `base().index` of an empty log.

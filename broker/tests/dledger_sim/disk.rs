@@ -90,15 +90,13 @@ impl Disk {
         self.frames.get(at as usize)
     }
 
-    /// Drops whole segments all of whose entries are up to `limit`.
+    /// Drops whole segments behind which an entry up to `limit` lies.
     pub(crate) fn compact(&mut self, limit: u64) {
         let Some(first) = self
             .frames
             .iter()
             .rev()
-            .find(|(d, _)| {
-                d.position % SEGMENT == 0 && d.index <= limit + 1 && d.index <= self.adopted
-            })
+            .find(|(d, _)| d.position % SEGMENT == 0 && d.index <= limit && d.index <= self.adopted)
             .map(|(d, _)| *d)
         else {
             return;
