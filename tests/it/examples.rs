@@ -34,6 +34,7 @@ fn every_example_renders_files_that_the_servers_read_without_a_warning() {
         ("multi-master.yaml", 2),
         ("2m-2s-async.yaml", 4),
         ("2m-2s-sync.yaml", 4),
+        ("dledger.yaml", 3),
     ] {
         let files = rendered(name);
         let mut seen = 0;
