@@ -235,6 +235,7 @@ impl Group {
             member,
             leads: None,
             base: 0,
+            changed: true,
         };
         let told = Arc::clone(&failure);
         let thread = std::thread::Builder::new()
@@ -407,6 +408,8 @@ struct Driver {
     /// The term in which this member leads, and whether its broker knows.
     leads: Option<(u64, bool)>,
     base: u64,
+    /// Role or membership are not what was published last.
+    changed: bool,
 }
 
 impl Driver {
@@ -450,7 +453,9 @@ impl Driver {
                 self.compact()?;
                 self.promote()?;
             }
-            *self.status.lock() = Some(self.member.status());
+            if ticks > 0 || std::mem::take(&mut self.changed) {
+                *self.status.lock() = Some(self.member.status());
+            }
         }
     }
 
@@ -475,6 +480,7 @@ impl Driver {
         if out.cut.is_some() {
             self.doubt();
         }
+        self.changed |= out.role.is_some() || out.conf.is_some();
         if let Some(role) = out.role {
             match role.role {
                 Role::Leading => {
@@ -495,14 +501,13 @@ impl Driver {
         }
         self.lead();
         self.tell_master();
-        let mut frames = Vec::new();
         for message in out.messages {
-            frames.clear();
-            for entry in &message.entries {
+            let log = self.member.log();
+            let sent = self.transport.send(&message, |bytes| {
                 use super::entry::EntryLog as _;
-                self.member.log().read(entry, &mut frames)?;
-            }
-            if !self.transport.send(&message, &frames) && !message.entries.is_empty() {
+                message.entries.iter().try_for_each(|e| log.read(e, bytes))
+            })?;
+            if !sent && !message.entries.is_empty() {
                 self.member.peer_lost(message.to);
             }
         }
@@ -602,7 +607,7 @@ impl Driver {
         if now.role != role::Role::Slave || now.master.address.is_some() {
             return;
         }
-        let Some(leader) = self.member.status().role.leader else {
+        let Some(leader) = self.member.role().leader else {
             return;
         };
         if let Some(address) = self.addresses.lock().get(&leader).cloned() {

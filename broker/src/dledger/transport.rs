@@ -39,6 +39,10 @@ const OUTBOX_BYTES: usize = 64 * 1024 * 1024;
 /// Connections that are read from at a time.
 const MAX_INCOMING: usize = 4 * MAX_MEMBERS;
 const READ_BUFFER: usize = 256 * 1024;
+/// Small messages that wait go out together, up to this.
+const WRITE_BYTES: usize = 64 * 1024;
+/// Most messages fit into this beside their frames.
+const ENVELOPE: usize = 512;
 
 /// Told of what comes: on the transport's thread, may wait for room.
 pub trait Receiver: Send + Sync + 'static {
@@ -65,6 +69,34 @@ pub struct Identity {
 struct Outbox {
     queue: Mutex<(VecDeque<Vec<u8>>, usize)>,
     filled: Notify,
+}
+
+impl Outbox {
+    fn is_full(&self, more: usize) -> bool {
+        let queue = self.queue.lock();
+        queue.1 + more > OUTBOX_BYTES && !queue.0.is_empty()
+    }
+
+    fn push(&self, bytes: Vec<u8>) {
+        let mut queue = self.queue.lock();
+        queue.1 += bytes.len();
+        queue.0.push_back(bytes);
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    /// What goes out with one write: one message, or several small ones behind each other.
+    fn pop(&self) -> Option<Vec<u8>> {
+        let mut queue = self.queue.lock();
+        let mut bytes = queue.0.pop_front()?;
+        while let Some(next) = queue.0.front()
+            && bytes.len() + next.len() <= WRITE_BYTES
+        {
+            bytes.extend_from_slice(next);
+            queue.0.pop_front();
+        }
+        Some(bytes)
+    }
 }
 
 struct Peer {
@@ -159,27 +191,34 @@ impl Transport {
         }
     }
 
-    /// Sends, some time, perhaps. Never waits. False when too much waits for that member already, or nobody knows it.
-    pub fn send(&self, message: &PeerMessage, frames: &[u8]) -> bool {
-        let peers = self.peers.lock();
-        let Some(peer) = peers.get(&message.to) else {
-            return false;
+    /// Sends, some time, perhaps; `frames` appends those of the entries. Never waits. False when too much waits for that
+    /// member already, or nobody knows it.
+    pub fn send(
+        &self,
+        message: &PeerMessage,
+        frames: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let outbox = {
+            let peers = self.peers.lock();
+            match peers.get(&message.to) {
+                Some(peer) => Arc::clone(&peer.outbox),
+                None => return Ok(false),
+            }
         };
-        let mut bytes = vec![0; 8];
+        let frames_len = message.frames_len();
+        let mut bytes = Vec::with_capacity(ENVELOPE + usize::try_from(frames_len).unwrap_or(0));
+        bytes.resize(8, 0);
         message.encode(&mut bytes);
         let length = (bytes.len() - 8) as u32;
         bytes[..4].copy_from_slice(&length.to_be_bytes());
-        bytes[4..8].copy_from_slice(&(frames.len() as u32).to_be_bytes());
-        bytes.extend_from_slice(frames);
-        let mut queue = peer.outbox.queue.lock();
-        if queue.1 + bytes.len() > OUTBOX_BYTES && !queue.0.is_empty() {
-            return false;
+        bytes[4..8].copy_from_slice(&(frames_len as u32).to_be_bytes());
+        // Looked at before the frames are read: a member that is away costs nothing.
+        if outbox.is_full(bytes.len() + frames_len as usize) {
+            return Ok(false);
         }
-        queue.1 += bytes.len();
-        queue.0.push_back(bytes);
-        drop(queue);
-        peer.outbox.filled.notify_one();
-        true
+        frames(&mut bytes)?;
+        outbox.push(bytes);
+        Ok(true)
     }
 
     /// Ends all connections and waits for the thread.
@@ -243,8 +282,7 @@ async fn write(stream: &mut TcpStream, bytes: &[u8]) -> bool {
 async fn pass_on(stream: &mut TcpStream, outbox: &Outbox) {
     let mut nothing = [0];
     loop {
-        let next = outbox.queue.lock().0.pop_front();
-        match next {
+        match outbox.pop() {
             Some(bytes) => {
                 let written = write(stream, &bytes).await;
                 let mut queue = outbox.queue.lock();
