@@ -14,6 +14,7 @@ pub mod entry;
 pub mod gate;
 pub mod log;
 pub mod message;
+mod metrics;
 pub mod service;
 
 mod storage;

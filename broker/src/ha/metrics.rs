@@ -10,6 +10,9 @@ use crate::role::Role;
 
 impl Ha {
     pub(crate) fn write_metrics(&self, out: &mut String, broker: &Broker) {
+        if let Some(group) = broker.group.get() {
+            return group.write_metrics(out);
+        }
         match broker.role.now().role {
             Role::Slave => self.write_link(out, broker),
             _ => self.write_replicas(out, broker),

@@ -79,6 +79,11 @@ fn table(broker: &Broker) -> BTreeMap<String, String> {
     if let Err(reason) = remoting::http::Health::ready(&*broker.status) {
         put("notReady", reason);
     }
+    if let Some(group) = broker.group.get() {
+        for (key, text) in group.runtime_rows() {
+            put(key, text);
+        }
+    }
 
     put("putTps", stats.put_tps().to_string());
     put("getFoundTps", stats.get_found_tps().to_string());
