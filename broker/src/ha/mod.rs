@@ -240,6 +240,7 @@ pub(crate) fn first_role(config: &BrokerConfig, store: &Store) -> RoleNow {
     if !settle::is_needed(config, store, &role) {
         return role;
     }
+    settle::note(config, store);
     RoleNow {
         role: Role::Undecided,
         broker_id: -1,

@@ -77,6 +77,10 @@ impl PeerInfo {
         self.role == "UNDECIDED"
     }
 
+    pub(super) fn is_slave(&self) -> bool {
+        self.role == "SLAVE"
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.written == self.min
     }

@@ -2,6 +2,9 @@
 //! it is taken back from them. Until then it is no master yet, and not registered.
 
 use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -31,12 +34,34 @@ pub(super) fn is_needed(config: &BrokerConfig, store: &Store, role: &RoleNow) ->
     role.role == Role::Master
         && !config.enable_dleger_commit_log
         && !config.namesrv_addr.is_empty()
-        && (role.sync || may_have_lost(store))
+        && (role.sync || may_have_lost(config, store))
 }
 
 /// Whether what was acknowledged may be missing here. An empty store may be a volume that was lost.
-fn may_have_lost(store: &Store) -> bool {
-    store.last_stop() == LastStop::PowerLost || is_empty(store)
+fn may_have_lost(config: &BrokerConfig, store: &Store) -> bool {
+    store.last_stop() == LastStop::PowerLost || is_empty(store) || mark(config).exists()
+}
+
+/// A file in the store's folder from the first doubt until the master serves. Whoever is stopped in between, in an orderly
+/// way or not, leaves a log that looks whole to the next start.
+fn mark(config: &BrokerConfig) -> PathBuf {
+    Path::new(&config.store_path_root_dir).join("unsettled")
+}
+
+/// Notes the doubt, if there is one, before anything can end it.
+pub(super) fn note(config: &BrokerConfig, store: &Store) {
+    if !may_have_lost(config, store) {
+        return;
+    }
+    let path = mark(config);
+    let noted = || -> io::Result<()> {
+        File::create(&path)?.sync_all()?;
+        path.parent()
+            .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    };
+    if let Err(error) = noted() {
+        tracing::warn!(path = %path.display(), %error, "a restart will not know that the end of the log may be missing");
+    }
 }
 
 fn is_empty(store: &Store) -> bool {
@@ -80,32 +105,44 @@ pub(super) async fn run(node: &Node) {
     if broker.role.now().role != Role::Undecided || !is_needed(config, &broker.store, &role) {
         return;
     }
-    let (lost, empty) = (may_have_lost(&broker.store), is_empty(&broker.store));
+    let (lost, empty) = (
+        may_have_lost(config, &broker.store),
+        is_empty(&broker.store),
+    );
     let patience = match role.sync && lost {
         true => {
             Duration::from_millis(u64::try_from(config.master_catch_up_timeout_ms).unwrap_or(0))
         }
         false => SHORT_PATIENCE,
     };
-    let begun = Instant::now();
+    let mut begun = Instant::now();
     let mut said = false;
     let slaves = loop {
         let round = ask(node).await;
         let mut problem = match (round.told, round.slaves) {
             (false, _) => "no name server told who the slaves are".to_owned(),
             (true, 0) => "no slave is registered".to_owned(),
-            (true, n) => format!("none of {n} slaves answers"),
+            (true, n) => format!("{} of {n} slaves answer", round.answered),
         };
         let mut settled = is_settled(&round, lost, empty, role.sync);
+        // One that does not answer yet may have more than those that do.
+        if role.sync && lost && round.answered < round.slaves && begun.elapsed() < patience {
+            settled = false;
+        }
         if let Some((address, info)) = &round.furthest
             && info.confirmed > broker.store.written()
         {
+            let had = broker.store.written();
             match take_back(node, address, info).await {
                 // Another one may have still more.
                 Ok(bytes) if bytes > 0 => continue,
                 Ok(_) => {}
                 Err(reason) => {
                     settled = false;
+                    // It came a part of the way: serving now would cut the slave back to that part.
+                    if broker.store.written() > had {
+                        begun = Instant::now();
+                    }
                     problem = format!("{address} is ahead, but: {reason}");
                 }
             }
@@ -147,6 +184,7 @@ pub(super) async fn run(node: &Node) {
         }
     }
     *broker.ha.unsettled.lock() = None;
+    let _ = fs::remove_file(mark(config));
     tracing::info!(end = broker.store.written(), "serving as master");
     broker.role.set(role);
 }

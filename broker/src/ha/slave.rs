@@ -152,9 +152,17 @@ async fn follow(node: &Node, target: &Target) -> Result<(), String> {
                 if info.is_undecided() {
                     return Err(format!("{main} does not serve as master yet"));
                 }
+                // An old address: its log may be shorter than the own, which would be cut back to it.
+                if info.is_slave() {
+                    return Err(format!("{main} is a slave itself"));
+                }
                 check_identity(node, main, &info)?;
                 align(node, main, &info).await?;
-                node.broker.ha.link.heard_of(info.written);
+                // Also when that is less than was heard before: it lost its end, or is another one.
+                node.broker
+                    .ha
+                    .link
+                    .update(|link| link.master_end = Some(info.written));
                 address.get_or_insert(info.ha_address);
             }
             None => {

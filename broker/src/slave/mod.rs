@@ -241,9 +241,10 @@ impl Synchroniser {
     }
 
     async fn unknown_topics(&mut self, master: &str) -> Result<(), String> {
+        // Those met while the answer is on its way need another question.
+        let unknown = std::mem::take(&mut *self.broker.slave.unknown.lock());
         self.topics(master).await?;
         let table = self.broker.topics.table();
-        let unknown = std::mem::take(&mut *self.broker.slave.unknown.lock());
         let (known, absent): (Vec<_>, Vec<_>) =
             unknown.into_iter().partition(|t| table.get(t).is_some());
         if !known.is_empty() {

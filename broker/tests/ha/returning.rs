@@ -156,6 +156,15 @@ async fn without_any_slave_to_ask_it_stays_unregistered_and_says_so() {
         Role::Undecided,
         "longer than the time it waits for"
     );
+    // A stop in between makes nothing whole that was not.
+    master.shutdown().await;
+    let master = start(config.clone()).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1_200)).await;
+    assert_eq!(
+        master.role.now().role,
+        Role::Undecided,
+        "an orderly restart forgot what may be missing"
+    );
     // The slave comes back: it has nothing that is missing here.
     let slave = start(with(&names, self::slave(dir.path(), 1))).await;
     until("the master serves", || master.is_master()).await;

@@ -107,6 +107,10 @@ impl Store {
         ] {
             mark.store(position, Ordering::Release);
         }
+        // Of a log that was received and cut away before.
+        if self.scan_from.load(Ordering::Acquire) != u64::MAX {
+            self.scan_from.store(position, Ordering::Release);
+        }
         self.debug_check();
         self.queues.set_log_end(position);
         state.tail = self.ring.reset(position);

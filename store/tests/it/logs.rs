@@ -127,6 +127,27 @@ fn an_empty_store_can_begin_at_any_segment() {
 }
 
 #[test]
+fn a_copy_that_was_emptied_can_begin_elsewhere_without_being_opened_again() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let master = open(small(dirs[0].path()));
+    for i in 0..40u8 {
+        put(&master, "t", 0, &[i; 1000]);
+    }
+    let slave = open(small(dirs[1].path()));
+    copy(&master, &slave, 5_000);
+    slave.truncate_to(0).unwrap();
+    slave.start_at(16 << 10).unwrap();
+    copy(&master, &slave, 5_000);
+    assert_eq!(slave.poisoned(), None);
+    assert_eq!(slave.confirm_offset(), master.confirm_offset());
+    let first = slave.min_offset("t", 0);
+    assert_eq!(
+        bodies(&slave, "t", 0, first),
+        bodies(&master, "t", 0, first)
+    );
+}
+
+#[test]
 fn expired_segments_go_and_minimum_offsets_rise() {
     let dir = tempfile::tempdir().unwrap();
     let clock = TestClock::at(1_700_000_000_000);
