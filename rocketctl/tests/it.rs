@@ -449,6 +449,60 @@ fn masters_with_slaves_roll_change_their_mode_and_serve_from_the_slave() {
 }
 
 #[test]
+fn an_elected_group_rolls_its_leader_last_and_outlives_it() {
+    let f = Fixture::new();
+    let spec = |hours: u32| {
+        format!(
+            "{{mode: dledger, nameServer: {{replicas: 1}}, broker: {{config: {{fileReservedTime: {hours}}}}}}}"
+        )
+    };
+    f.up(&f.file(&spec(48)), &[]);
+    let leader = |f: &Fixture| {
+        let led: Vec<String> = roles(f)
+            .into_iter()
+            .filter(|(_, role)| role == "master")
+            .map(|(name, _)| name)
+            .collect();
+        (led.len() == 1).then(|| led[0].clone())
+    };
+    let first = leader(&f).expect("one leader");
+    assert_eq!(
+        roles(&f).iter().filter(|(_, role)| role == "slave").count(),
+        2
+    );
+    f.ok(&["send", "-t", "orders", "-m", "x", "-c", "20", "-q"]);
+
+    f.up(&f.file(&spec(7)), &[]);
+    let since = |name: &str| f.pod(name)["since"].as_i64().unwrap();
+    for n in 0..3 {
+        let name = format!("demo-broker-0-{n}");
+        assert!(
+            name == first || since(&name) < since(&first),
+            "{first} led, so it is restarted last"
+        );
+    }
+
+    // The leader dies: another one is elected, with everything, before or after the dead one is back.
+    let mut led = None;
+    until("a leader", || {
+        led = leader(&f);
+        led.is_some()
+    });
+    let led = led.unwrap();
+    kill_process(pid(&f.pod(&led)), Signal::KILL).unwrap();
+    until("the death to be seen", || f.pod(&led)["restarts"] == 1);
+    until("a send to be taken", || {
+        f.run(&["send", "-t", "orders", "-m", "x", "-q"])
+            .status
+            .success()
+    });
+    until("every member", || {
+        f.pods().iter().all(|p| p["phase"] == "Ready") && leader(&f).is_some()
+    });
+    assert!(f.bodies("orders").len() >= 21);
+}
+
+#[test]
 fn masters_stop_before_their_slaves() {
     let f = Fixture::new();
     let file = f.file("{mode: 2m-2s-sync, nameServer: {replicas: 1}, broker: {groups: 1}}");
