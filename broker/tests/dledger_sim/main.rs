@@ -6,6 +6,7 @@
 mod cases;
 mod disk;
 mod measure;
+mod votes;
 mod world;
 
 use std::panic::AssertUnwindSafe;

@@ -13,7 +13,7 @@ const SECONDS: f64 = 2.0;
 
 /// Descriptors in memory, persisted as soon as they are there.
 #[derive(Default)]
-struct Descriptors(Vec<Descriptor>);
+pub(crate) struct Descriptors(Vec<Descriptor>);
 
 impl Descriptors {
     fn end(&self) -> u64 {
@@ -102,7 +102,7 @@ fn cpu() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
-struct Nowhere;
+pub(crate) struct Nowhere;
 
 impl StateFile for Nowhere {
     fn save(&mut self, _: &HardState) -> std::io::Result<()> {
