@@ -188,6 +188,21 @@ pub(crate) fn prepare(log: &Segments) -> Result<(), Error> {
     Ok(())
 }
 
+/// Where the last entry of a log that was scanned up to `end` ends. Padding behind it, with no entry in the next file,
+/// does not count: where the next entry begins must follow from the last one alone, or members would disagree about it.
+pub(crate) fn unpadded_end(log: &Segments, end: u64) -> Result<u64, Error> {
+    if !end.is_multiple_of(log.size()) || end <= log.min() {
+        return Ok(end);
+    }
+    let base = end - log.size();
+    let Some(first) = header_at(log, base)? else {
+        return Ok(end);
+    };
+    let (offsets, _) = load(log, base, first.index, Some(end))?;
+    let last = base + u64::from(offsets.last().copied().unwrap_or(0));
+    Ok(header_at(log, last)?.map_or(end, |f| f.end()))
+}
+
 impl FrameTable {
     /// For a log that ends at `end`, a frame's border.
     pub(crate) fn open(log: Arc<Segments>, end: u64) -> Result<Self, Error> {

@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoint, Offsets, is_same_boot};
 use crate::config::StoreConfig;
 use crate::consume_queue::{ConsumeQueues, CqUnit};
 use crate::error::Error;
-use crate::frame::{FRAME_HEADER, Frame, begins_frame};
+use crate::frame::{self, FRAME_HEADER, Frame, begins_frame};
 use crate::index_file::{IndexRequest, IndexService};
 use crate::put::Arrival;
 use crate::queue_table;
@@ -410,6 +410,10 @@ pub(crate) fn recover(
             Ok(())
         }
     })?;
+    let end = match config.frames {
+        Some(_) => frame::unpadded_end(log, end)?,
+        None => end,
+    };
     let confirm = end.min(committed).max(min);
     queues.set_log_end(confirm);
     if config.frames.is_some() && own.is_none() {

@@ -187,6 +187,8 @@ impl EntryLog for StoreLog {
                 entry.index, self.last
             )));
         }
+        // The one who appends it was counted first and may still be about to copy it.
+        self.store.appended_up_to(entry.end());
         self.added(entry.index, entry.end());
         Ok(())
     }

@@ -62,6 +62,8 @@ struct Events {
     queue: VecDeque<Event>,
     bytes: usize,
     poked: bool,
+    /// Nobody takes anything any more.
+    closed: bool,
 }
 
 impl Inbox {
@@ -69,8 +71,11 @@ impl Inbox {
     fn push(&self, event: Event) {
         let bytes = size(&event);
         let mut events = self.events.lock();
-        while events.bytes > 0 && events.bytes + bytes > INBOX_BYTES {
+        while !events.closed && events.bytes > 0 && events.bytes + bytes > INBOX_BYTES {
             self.room.wait(&mut events);
+        }
+        if events.closed {
+            return;
         }
         events.bytes += bytes;
         events.queue.push_back(event);
@@ -83,6 +88,13 @@ impl Inbox {
         if !std::mem::replace(&mut events.poked, true) {
             self.came.notify_one();
         }
+    }
+
+    fn close(&self) {
+        let mut events = self.events.lock();
+        events.closed = true;
+        events.queue.clear();
+        self.room.notify_all();
     }
 
     fn take(&self, until: Instant) -> VecDeque<Event> {
@@ -241,12 +253,19 @@ impl Group {
         let thread = std::thread::Builder::new()
             .name("dledger".to_owned())
             .spawn(move || {
-                if let Err(error) = driver.run() {
-                    let reason = describe(&error);
+                let run = std::panic::AssertUnwindSafe(|| driver.run());
+                let reason = match std::panic::catch_unwind(run) {
+                    Ok(Ok(())) => None,
+                    Ok(Err(error)) => Some(describe(&error)),
+                    Err(_) => Some("the group's thread panicked; see the log".to_owned()),
+                };
+                if let Some(reason) = reason {
                     tracing::error!(reason, "the member of the group stopped");
                     *told.lock() = Some(reason);
                     driver.resign();
                 }
+                // The transport's thread may be waiting for room.
+                driver.inbox.close();
                 driver.transport.stop();
             })?;
         Ok(Self {
@@ -506,7 +525,12 @@ impl Driver {
             let sent = self.transport.send(&message, |bytes| {
                 use super::entry::EntryLog as _;
                 message.entries.iter().try_for_each(|e| log.read(e, bytes))
-            })?;
+            });
+            let sent = sent.unwrap_or_else(|error| {
+                // Retention was faster, or the disk failed for once: the follower is told where the log begins now.
+                tracing::warn!(%error, member = name_of(message.to), "entries were not sent");
+                false
+            });
             if !sent && !message.entries.is_empty() {
                 self.member.peer_lost(message.to);
             }

@@ -102,6 +102,13 @@ impl Store {
         self.last_entry()
     }
 
+    /// Waits for whoever is appending a frame that was stamped and ends here.
+    pub fn appended_up_to(&self, end: u64) {
+        if self.appended() < end {
+            drop(self.append.lock());
+        }
+    }
+
     /// Whether `append` makes entries now.
     pub fn gate_is_open(&self) -> bool {
         self.append.lock().gate.is_some()
@@ -264,9 +271,15 @@ impl Store {
             return Err(Error::Invalid(format!("entry {index} is committed")));
         }
         self.follow_log()?;
-        self.truncate_to(frame.position)?;
+        // Padding behind the entry before goes too: where the next frame begins must follow from that entry alone, or the
+        // members would disagree about it.
+        let cut = match self.entry_end(index - 1)? {
+            Some(end) if end >= self.confirm_offset() => end,
+            _ => frame.position,
+        };
+        self.truncate_to(cut)?;
         // What was cut must not come back after a power cut, among entries that took its place.
-        if let Some(segment) = self.log.at(frame.position) {
+        if let Some(segment) = self.log.at(cut) {
             segment
                 .file
                 .sync_data()

@@ -2,9 +2,24 @@
 
 use super::*;
 
+/// A truncation waits this long for the bytes in front of it to be written.
+const TRUNCATION_PATIENCE: Duration = Duration::from_secs(10);
+
 impl Store {
     /// Drops everything from `position`, a record border, on: log, queues, what is pending.
     pub fn truncate_to(&self, position: u64) -> Result<(), Error> {
+        // What stays must be in the file: the ring forgets it.
+        let until = Instant::now() + TRUNCATION_PATIENCE;
+        while self.written() < position.min(self.appended()) && self.poisoned().is_none() {
+            self.drive();
+            if Instant::now() >= until {
+                return Err(Error::Invalid(format!(
+                    "cannot truncate to {position}: the log is written up to {} only",
+                    self.written()
+                )));
+            }
+            std::thread::yield_now();
+        }
         self.flush_all_written();
         let _flushing = self.flushing.lock();
         let mut checkpoint = self.checkpoint.lock();

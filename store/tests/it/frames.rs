@@ -203,6 +203,44 @@ fn what_a_lost_leader_appended_is_rolled_back_with_its_queue_offsets() {
     assert!(old.truncate_from(old.last_entry().index + 1).is_ok());
 }
 
+/// Where the next entry begins follows from the last one alone, also where the one that was cut or torn had begun a new file.
+#[test]
+fn padding_goes_with_the_entry_that_it_was_made_for() {
+    for torn in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open(framed(dir.path()));
+        lead(&store, 1);
+        fill(&store, 60);
+        let all = frames(&store);
+        let size = store.segment_size();
+        let rolled = all
+            .iter()
+            .position(|f| f.index > 1 && f.position.is_multiple_of(size))
+            .unwrap();
+        let (before, first) = (all[rolled - 1], all[rolled]);
+        assert!(before.end() < first.position, "there is padding");
+        if torn {
+            store.shutdown();
+            drop(store);
+            let path = dir
+                .path()
+                .join(format!("dledger-n0/{:020}", first.position));
+            fs::write(path, vec![0; size as usize]).unwrap();
+            store = open(framed(dir.path()));
+        } else {
+            store.close_gate();
+            store.truncate_from(first.index).unwrap();
+        }
+        assert_eq!(store.last_entry().index, before.index);
+        assert_eq!(store.appended(), before.end());
+        let next = store.append_entry(2, OWN, b"").unwrap();
+        assert_eq!((next.index, next.position), (first.index, before.end()));
+        store.drive();
+        crash(store);
+        assert_eq!(frames(&open(framed(dir.path()))).last(), Some(&next));
+    }
+}
+
 #[test]
 fn the_log_ends_before_the_first_frame_that_is_not_whole() {
     let dir = tempfile::tempdir().unwrap();
