@@ -256,6 +256,22 @@ impl ScheduleMessageService {
         self.saver.save(self.path.clone(), delivered.encode());
     }
 
+    /// Takes back what a slave kept of this table (45): the larger offset counts.
+    pub fn take_back(&self, wrapper: DelayOffsetSerializeWrapper) {
+        let mut delivered = self.delivered.lock();
+        for (level, told) in wrapper.offset_table {
+            let own = delivered.offsets.entry(level).or_insert(told);
+            *own = (*own).max(told);
+        }
+        delivered.readable = delivered.offsets.clone();
+        if let Some(version) = wrapper.data_version
+            && version.counter > delivered.version.counter
+        {
+            delivered.version = version;
+        }
+        self.saver.save(self.path.clone(), delivered.encode());
+    }
+
     /// `(level, delivered offset, max offset)` of every level that was ever used, for runtime info.
     pub fn progress(&self) -> Vec<(i32, i64, i64)> {
         let offsets = self.delivered.lock().offsets.clone();

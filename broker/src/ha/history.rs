@@ -63,10 +63,11 @@ pub(super) async fn compare(
     let heads: Vec<(u64, u64)> = (low / size..high.div_ceil(size))
         .map(|n| (n * size, (n * size + HEAD).min(high)))
         .collect();
-    let Some(file) = last_same(store, other, &heads).await? else {
-        return Ok(Comparison::Nothing);
+    let (from, to) = match last_same(store, other, &heads).await? {
+        Some(file) => (heads[file].0, (heads[file].0 + size).min(high)),
+        // They differ within the first bytes of all, where a few records may be common all the same.
+        None => heads[0],
     };
-    let (from, to) = (heads[file].0, (heads[file].0 + size).min(high));
     let reader = Arc::clone(store);
     let places = blocking(move || reader.record_places(from, to))
         .await?

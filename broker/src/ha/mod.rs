@@ -340,3 +340,8 @@ pub(crate) fn start(broker: &Arc<Broker>, listener: Listener) -> io::Result<()> 
     *broker.ha.thread.lock() = Some(thread);
     Ok(())
 }
+/// Whether this is one of ours that does not know yet whether it may serve.
+pub(crate) async fn is_undecided(client: &RemotingClient, address: &str) -> bool {
+    let info = peer::ask_info(client, address).await;
+    info.is_ok_and(|info| info.is_some_and(|info| info.is_undecided()))
+}

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -19,6 +19,8 @@ use super::{Node, SyncRule, slave};
 use crate::config::BrokerConfig;
 use crate::role::{Role, RoleNow};
 
+/// What the mark of a doubt says of a volume that was empty.
+const VOLUME_LOST: &[u8] = b"volume lost";
 /// Pause between two rounds of questions.
 const PAUSE: Duration = Duration::from_millis(300);
 /// A master that lost nothing, or promised no copies, waits no longer than this for anybody.
@@ -48,14 +50,22 @@ fn mark(config: &BrokerConfig) -> PathBuf {
     Path::new(&config.store_path_root_dir).join("unsettled")
 }
 
+/// Whether the volume was empty when the doubt began: the tables are not there either, whatever came back of the log since.
+fn is_volume_lost(config: &BrokerConfig, store: &Store) -> bool {
+    is_empty(store) || fs::read(mark(config)).is_ok_and(|text| text == VOLUME_LOST)
+}
+
 /// Notes the doubt, if there is one, before anything can end it.
 pub(super) fn note(config: &BrokerConfig, store: &Store) {
     if !may_have_lost(config, store) {
         return;
     }
     let path = mark(config);
+    let lost_all = is_volume_lost(config, store);
     let noted = || -> io::Result<()> {
-        File::create(&path)?.sync_all()?;
+        let mut file = File::create(&path)?;
+        file.write_all(if lost_all { VOLUME_LOST } else { b"" })?;
+        file.sync_all()?;
         path.parent()
             .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     };
@@ -109,6 +119,9 @@ pub(super) async fn run(node: &Node) {
         may_have_lost(config, &broker.store),
         is_empty(&broker.store),
     );
+    let volume_lost = is_volume_lost(config, &broker.store);
+    // A slave gave its copies of the tables.
+    let mut tables = false;
     let patience = match role.sync && lost {
         true => {
             Duration::from_millis(u64::try_from(config.master_catch_up_timeout_ms).unwrap_or(0))
@@ -144,6 +157,20 @@ pub(super) async fn run(node: &Node) {
                         begun = Instant::now();
                     }
                     problem = format!("{address} is ahead, but: {reason}");
+                }
+            }
+        }
+        // Whoever serves without the tables has them replaced on its slaves, too.
+        if settled
+            && lost
+            && !tables
+            && let Some((address, _)) = &round.furthest
+        {
+            match crate::slave::take_back(broker, &node.client, address, volume_lost).await {
+                Ok(()) => tables = true,
+                Err(reason) => {
+                    settled = false;
+                    problem = format!("the tables of {address} cannot be copied: {reason}");
                 }
             }
         }

@@ -173,6 +173,10 @@ async fn follow(node: &Node, target: &Target) -> Result<(), String> {
             }
         }
     }
+    node.broker
+        .ha
+        .link
+        .update(|link| link.refused = Some(false));
     let Some(address) = address else {
         return Err("no name server told the master's replication address".to_owned());
     };
@@ -306,6 +310,7 @@ async fn align(node: &Node, address: &str, info: &PeerInfo) -> Result<(), String
         return begin_at(store, info.min).await;
     }
     if info.is_empty() {
+        node.broker.ha.link.update(|link| link.refused = Some(true));
         return Err(format!(
             "the log of {address} is empty and this slave holds {} bytes: it keeps them until somebody empties its folder",
             end - min
@@ -319,6 +324,14 @@ async fn align(node: &Node, address: &str, info: &PeerInfo) -> Result<(), String
         Comparison::Same if end <= info.written => return Ok(()),
         Comparison::Same => info.written,
         Comparison::Until(common) => common,
+        Comparison::Nothing if info.min < end => {
+            node.broker.ha.link.update(|link| link.refused = Some(true));
+            return Err(format!(
+                "the log here ({min} to {end}) and that of {address} ({} to {}) have nothing in common, and the master's does not go on after this one: it is kept, and this slave's folder must be emptied by hand if the master's log is the right one",
+                info.min, info.written
+            ));
+        }
+        // Retention went on there while this slave was away.
         Comparison::Nothing => {
             tracing::warn!(
                 own = ?(min, end),

@@ -147,6 +147,28 @@ impl ConsumerOffsetManager {
         }
     }
 
+    /// Takes back what a slave kept of this table (43): the larger offset counts, and what only this broker knows stays.
+    pub fn take_back(&self, slave: &ConsumerOffsetSerializeWrapper) {
+        for (key, told) in &slave.offset_table {
+            let Some((topic, group)) = key.split_once(TOPIC_GROUP_SEPARATOR) else {
+                continue;
+            };
+            let cell = self.cell_or_insert(group, topic);
+            let mut offsets = cell.offsets.lock();
+            for (queue, told) in told {
+                let own = offsets.committed.entry(*queue).or_insert(*told);
+                *own = (*own).max(*told);
+            }
+        }
+        let mut version = self.data_version.lock();
+        if let Some(theirs) = slave.data_version
+            && theirs.counter > version.counter
+        {
+            *version = theirs;
+        }
+        self.dirty.store(true, Ordering::Relaxed);
+    }
+
     pub fn commit(&self, group: &str, topic: &str, queue_id: i32, offset: i64) -> Commit {
         let cell = self.cell_or_insert(group, topic);
         let mut offsets = cell.offsets.lock();
@@ -405,6 +427,24 @@ mod tests {
             again.topics_of_group("G"),
             BTreeSet::from(["%RETRY%G".to_owned(), "T".to_owned()])
         );
+    }
+
+    #[test]
+    fn what_a_slave_kept_comes_back_and_what_is_newer_here_stays() {
+        let (_folder, manager) = manager();
+        manager.commit("G", "T", 0, 5);
+        manager.commit("G", "T", 1, 7);
+        manager.commit("H", "T", 0, 2);
+        let kept = [(0, 9), (1, 3), (2, 4)].into();
+        manager.take_back(&ConsumerOffsetSerializeWrapper {
+            offset_table: [("T@G".to_owned(), kept)].into(),
+            ..ConsumerOffsetSerializeWrapper::default()
+        });
+        assert_eq!(
+            manager.offsets("G", "T"),
+            Some(QueueOffsets::from([(0, 9), (1, 7), (2, 4)]))
+        );
+        assert_eq!(manager.query("H", "T", 0), Some(2));
     }
 
     #[test]

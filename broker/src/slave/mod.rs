@@ -7,15 +7,16 @@
 
 pub mod merge;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use remoting::protocol::body::{
-    ConsumerOffsetSerializeWrapper, DelayOffsetSerializeWrapper,
-    MessageRequestModeSerializeWrapper, SubscriptionGroupWrapper, TopicConfigSerializeWrapper,
+    ConsumerOffsetSerializeWrapper, DataVersion, DelayOffsetSerializeWrapper,
+    MessageRequestModeSerializeWrapper, SubscriptionGroupWrapper, TopicConfig,
+    TopicConfigSerializeWrapper,
 };
 use remoting::protocol::{RemotingCommand, json, request_code, response_code};
 use remoting::{Connection, RemotingClient};
@@ -38,6 +39,9 @@ const ROWS_OF_A_PAGE: usize = 2_000;
 const UNKNOWN_TOPICS_EVERY: Duration = Duration::from_millis(50);
 /// Unknown topics remembered at a time; more than this are found by the next round.
 const MOST_UNKNOWN_TOPICS: usize = 1_024;
+/// A log that holds something is compared with the master's before tables are copied, if that takes no longer than this.
+const COMPARISON_PATIENCE: Duration = Duration::from_secs(2);
+const COMPARISON_PAUSE: Duration = Duration::from_millis(10);
 /// After so many rounds in vain the name servers are asked again where the master is.
 const LOOK_AGAIN_AFTER: u32 = 3;
 
@@ -243,6 +247,7 @@ impl Synchroniser {
     async fn unknown_topics(&mut self, master: &str) -> Result<(), String> {
         // Those met while the answer is on its way need another question.
         let unknown = std::mem::take(&mut *self.broker.slave.unknown.lock());
+        self.may_copy(master).await?;
         self.topics(master).await?;
         let table = self.broker.topics.table();
         let (known, absent): (Vec<_>, Vec<_>) =
@@ -254,7 +259,31 @@ impl Synchroniser {
         Ok(())
     }
 
+    /// A master that does not serve yet may have lost its tables, and takes them back from here.
+    /// Nor are the tables of a master copied whose log was refused.
+    async fn may_copy(&self, master: &str) -> Result<(), String> {
+        let broker = &self.broker;
+        if broker.settings.raw.enable_dleger_commit_log {
+            return Ok(());
+        }
+        if crate::ha::is_undecided(&self.client, master).await {
+            return Err(format!("{master} does not serve as master yet"));
+        }
+        let holds = broker.store.written() > broker.store.min_phy_offset();
+        let until = Instant::now() + COMPARISON_PATIENCE;
+        while holds && broker.ha.link.now().refused.is_none() && Instant::now() < until {
+            tokio::time::sleep(COMPARISON_PAUSE).await;
+        }
+        match broker.ha.link.now().refused {
+            Some(true) => Err(format!(
+                "the log of {master} has nothing in common with the one here"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     async fn round(&mut self, master: &str, tables: bool) -> Result<(), String> {
+        self.may_copy(master).await?;
         if tables {
             self.absent.clear();
             self.topics(master).await?;
@@ -275,114 +304,187 @@ impl Synchroniser {
         Ok(())
     }
 
-    async fn ask(&self, master: &str, request: RemotingCommand) -> Result<RemotingCommand, String> {
-        let code = request.code;
-        let answer = self.client.invoke(master, request, CALL_TIMEOUT).await;
-        let answer = answer.map_err(|e| e.to_string())?;
-        match answer.code {
-            response_code::SUCCESS => Ok(answer),
-            other => Err(format!(
-                "request {code} was answered {other} {}",
-                answer.remark.unwrap_or_default()
-            )),
-        }
-    }
-
     async fn topics(&self, master: &str) -> Result<(), String> {
-        let mut pages = Pages::default();
-        let mut from = 0;
-        loop {
-            let request = page_request(
-                request_code::GET_ALL_TOPIC_CONFIG,
-                ("topicSeq", "maxTopicNum"),
-                from,
-                &pages,
-            );
-            let answer = self.ask(master, request).await?;
-            let body: TopicConfigSerializeWrapper = read(&answer)?;
-            let page = Page {
-                version: body.data_version,
-                rows: body.topic_config_table,
-                total: total(&answer, "totalTopicNum"),
-            };
-            match pages.add(page) {
-                Next::From(next) => from = next,
-                Next::GiveUp => return Err("the master's topics change all the time".to_owned()),
-                Next::Done => break,
-            }
-        }
-        let (version, topics) = pages.into_rows();
+        let (version, topics) = topics_of(&self.client, master).await?;
         self.broker.topics.follow(version, topics);
         Ok(())
     }
 
     async fn groups(&self, master: &str) -> Result<(), String> {
-        let mut pages = Pages::default();
-        let mut from = 0;
-        let mut forbidden = std::collections::BTreeMap::new();
-        loop {
-            let request = page_request(
-                request_code::GET_ALL_SUBSCRIPTIONGROUP_CONFIG,
-                ("groupSeq", "maxGroupNum"),
-                from,
-                &pages,
-            );
-            let answer = self.ask(master, request).await?;
-            let body: SubscriptionGroupWrapper = read(&answer)?;
-            if from == 0 {
-                forbidden.clear();
-            }
-            forbidden.extend(body.forbidden_table);
-            let page = Page {
-                version: body.data_version,
-                rows: body.subscription_group_table,
-                total: total(&answer, "totalGroupNum"),
-            };
-            match pages.add(page) {
-                Next::From(next) => from = next,
-                Next::GiveUp => return Err("the master's groups change all the time".to_owned()),
-                Next::Done => break,
-            }
-        }
-        let (data_version, subscription_group_table) = pages.into_rows();
-        self.broker.groups.follow(SubscriptionGroupWrapper {
-            data_version,
-            forbidden_table: forbidden,
-            subscription_group_table,
-        });
+        let groups = groups_of(&self.client, master).await?;
+        self.broker.groups.follow(groups);
         Ok(())
     }
 
     async fn offsets(&mut self, master: &str) -> Result<(), String> {
-        let request = RemotingCommand::request(request_code::GET_ALL_CONSUMER_OFFSET);
-        let answer = self.ask(master, request).await?;
-        let body: ConsumerOffsetSerializeWrapper = read(&answer)?;
+        let body = offsets_of(&self.client, master).await?;
         self.broker.offsets.follow(self.seen.as_ref(), &body);
         self.seen = Some(body.offset_table);
         Ok(())
     }
 
     async fn delays(&self, master: &str) -> Result<(), String> {
-        let request = RemotingCommand::request(request_code::GET_ALL_DELAY_OFFSET);
-        let answer = self.ask(master, request).await?;
-        // A master that never delayed a message may send nothing at all.
-        if !answer.body.is_empty() {
-            let body: DelayOffsetSerializeWrapper = read(&answer)?;
+        if let Some(body) = delays_of(&self.client, master).await? {
             self.broker.schedule.follow(body);
         }
         Ok(())
     }
 
-    /// A 4.9 master does not know the question.
     async fn request_modes(&self, master: &str) -> Result<(), String> {
-        let request = RemotingCommand::request(request_code::GET_ALL_MESSAGE_REQUEST_MODE);
-        let answer = self.client.invoke(master, request, CALL_TIMEOUT).await;
-        let answer = answer.map_err(|e| e.to_string())?;
-        if answer.code == response_code::SUCCESS && !answer.body.is_empty() {
-            let body: MessageRequestModeSerializeWrapper = read(&answer)?;
+        if let Some(body) = request_modes_of(&self.client, master).await? {
             self.broker.request_modes.follow(body);
         }
         Ok(())
+    }
+}
+
+/// Gives a master that may have lost them the tables that a slave kept; on disk when it returns. `whole`: it lost its volume.
+pub(crate) async fn take_back(
+    broker: &Arc<Broker>,
+    client: &RemotingClient,
+    slave: &str,
+    whole: bool,
+) -> Result<(), String> {
+    let (version, topics) = topics_of(client, slave).await?;
+    let groups = groups_of(client, slave).await?;
+    let offsets = offsets_of(client, slave).await?;
+    let delays = delays_of(client, slave).await?;
+    let modes = request_modes_of(client, slave).await?;
+    broker.topics.take_back(version, topics, whole);
+    broker.groups.take_back(groups, whole);
+    broker.offsets.take_back(&offsets);
+    if let Some(delays) = delays {
+        broker.schedule.take_back(delays);
+    }
+    if let Some(modes) = modes.filter(|_| whole) {
+        broker.request_modes.follow(modes);
+    }
+    broker.offsets.persist(&broker.saver);
+    let saving = Arc::clone(broker);
+    let saved = tokio::task::spawn_blocking(move || saving.saver.flush()).await;
+    match saved {
+        Ok(true) => Ok(()),
+        _ => Err("the tables that came from it cannot be written".to_owned()),
+    }
+}
+
+async fn ask(
+    client: &RemotingClient,
+    address: &str,
+    request: RemotingCommand,
+) -> Result<RemotingCommand, String> {
+    let code = request.code;
+    let answer = client.invoke(address, request, CALL_TIMEOUT).await;
+    let answer = answer.map_err(|e| e.to_string())?;
+    match answer.code {
+        response_code::SUCCESS => Ok(answer),
+        other => Err(format!(
+            "request {code} was answered {other} {}",
+            answer.remark.unwrap_or_default()
+        )),
+    }
+}
+
+async fn topics_of(
+    client: &RemotingClient,
+    address: &str,
+) -> Result<(DataVersion, BTreeMap<String, TopicConfig>), String> {
+    let mut pages = Pages::default();
+    let mut from = 0;
+    loop {
+        let request = page_request(
+            request_code::GET_ALL_TOPIC_CONFIG,
+            ("topicSeq", "maxTopicNum"),
+            from,
+            &pages,
+        );
+        let answer = ask(client, address, request).await?;
+        let body: TopicConfigSerializeWrapper = read(&answer)?;
+        let page = Page {
+            version: body.data_version,
+            rows: body.topic_config_table,
+            total: total(&answer, "totalTopicNum"),
+        };
+        match pages.add(page) {
+            Next::From(next) => from = next,
+            Next::GiveUp => return Err("its topics change all the time".to_owned()),
+            Next::Done => break,
+        }
+    }
+    Ok(pages.into_rows())
+}
+
+async fn groups_of(
+    client: &RemotingClient,
+    address: &str,
+) -> Result<SubscriptionGroupWrapper, String> {
+    let mut pages = Pages::default();
+    let mut from = 0;
+    let mut forbidden = std::collections::BTreeMap::new();
+    loop {
+        let request = page_request(
+            request_code::GET_ALL_SUBSCRIPTIONGROUP_CONFIG,
+            ("groupSeq", "maxGroupNum"),
+            from,
+            &pages,
+        );
+        let answer = ask(client, address, request).await?;
+        let body: SubscriptionGroupWrapper = read(&answer)?;
+        if from == 0 {
+            forbidden.clear();
+        }
+        forbidden.extend(body.forbidden_table);
+        let page = Page {
+            version: body.data_version,
+            rows: body.subscription_group_table,
+            total: total(&answer, "totalGroupNum"),
+        };
+        match pages.add(page) {
+            Next::From(next) => from = next,
+            Next::GiveUp => return Err("its groups change all the time".to_owned()),
+            Next::Done => break,
+        }
+    }
+    let (data_version, subscription_group_table) = pages.into_rows();
+    Ok(SubscriptionGroupWrapper {
+        data_version,
+        forbidden_table: forbidden,
+        subscription_group_table,
+    })
+}
+
+async fn offsets_of(
+    client: &RemotingClient,
+    address: &str,
+) -> Result<ConsumerOffsetSerializeWrapper, String> {
+    let request = RemotingCommand::request(request_code::GET_ALL_CONSUMER_OFFSET);
+    read(&ask(client, address, request).await?)
+}
+
+async fn delays_of(
+    client: &RemotingClient,
+    address: &str,
+) -> Result<Option<DelayOffsetSerializeWrapper>, String> {
+    let request = RemotingCommand::request(request_code::GET_ALL_DELAY_OFFSET);
+    let answer = ask(client, address, request).await?;
+    // A master that never delayed a message may send nothing at all.
+    match answer.body.is_empty() {
+        true => Ok(None),
+        false => read(&answer).map(Some),
+    }
+}
+
+/// A 4.9 broker does not know the question.
+async fn request_modes_of(
+    client: &RemotingClient,
+    address: &str,
+) -> Result<Option<MessageRequestModeSerializeWrapper>, String> {
+    let request = RemotingCommand::request(request_code::GET_ALL_MESSAGE_REQUEST_MODE);
+    let answer = client.invoke(address, request, CALL_TIMEOUT).await;
+    let answer = answer.map_err(|e| e.to_string())?;
+    match answer.code == response_code::SUCCESS && !answer.body.is_empty() {
+        true => read(&answer).map(Some),
+        false => Ok(None),
     }
 }
 
@@ -406,5 +508,5 @@ fn total(answer: &RemotingCommand, field: &str) -> Option<usize> {
 }
 
 fn read<T: serde::de::DeserializeOwned>(answer: &RemotingCommand) -> Result<T, String> {
-    json::from_slice(&answer.body).map_err(|e| format!("an answer of the master: {e}"))
+    json::from_slice(&answer.body).map_err(|e| format!("an answer that cannot be read: {e}"))
 }

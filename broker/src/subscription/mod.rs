@@ -128,6 +128,21 @@ impl SubscriptionGroupManager {
         true
     }
 
+    /// Takes back what a slave kept of these tables (201), by the rule of [`crate::topic::TopicManager::take_back`].
+    pub fn take_back(&self, wrapper: SubscriptionGroupWrapper, whole: bool) {
+        let mut inner = self.inner.write();
+        if !whole && inner.data_version.counter >= wrapper.data_version.counter {
+            return;
+        }
+        let theirs = Tables::from(wrapper);
+        inner.forbidden.extend(theirs.forbidden);
+        inner.groups.extend(theirs.groups);
+        let counter = inner.data_version.counter;
+        inner.data_version = theirs.data_version;
+        inner.data_version.counter = inner.data_version.counter.max(counter);
+        self.changed(&mut inner);
+    }
+
     /// Removes a group's settings; false when it was not there.
     pub fn delete(&self, group: &str) -> bool {
         let mut inner = self.inner.write();

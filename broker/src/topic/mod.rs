@@ -428,6 +428,38 @@ impl TopicConfigManager {
         true
     }
 
+    /// Takes back what a slave kept of this broker's own table (21). `whole`: the own one was lost, and what the slave has counts;
+    /// otherwise the table that was changed more often counts. A topic that only this broker knows stays.
+    pub fn take_back(
+        &self,
+        version: DataVersion,
+        configs: BTreeMap<String, TopicConfig>,
+        whole: bool,
+    ) {
+        let _writing = self.writing.lock();
+        let before = self.table.load_full();
+        if !whole && before.version.counter >= version.counter {
+            return;
+        }
+        let mut topics = before.topics.clone();
+        for (name, mut config) in configs {
+            if let Err(reason) = validate_name(&name) {
+                tracing::warn!(topic = name, reason, "left out of the slave's topics");
+                continue;
+            }
+            config.topic_name.clone_from(&name);
+            let topic = Topic::new(config, before.get(&name).map(|t| &**t));
+            topics.insert(name.into(), Arc::new(topic));
+        }
+        // Another version than the slave's: what only this broker knows has to get there.
+        let mut version = version;
+        version.counter = version.counter.max(before.version.counter);
+        version.next_version(self.clock.now_ms());
+        let table = Table { topics, version };
+        self.save(&table);
+        self.table.store(Arc::new(table));
+    }
+
     /// Removes a topic from the table; its queues are the store's affair.
     pub fn delete(&self, topic: &str) -> bool {
         let _writing = self.writing.lock();

@@ -7,6 +7,7 @@ use broker::role::Role;
 use broker::{Broker, BrokerConfig};
 use namesrv::{NameServer, NamesrvConfig};
 use remoting::protocol::response_code::SUCCESS;
+use remoting::protocol::{RemotingCommand, request_code};
 
 use crate::support::*;
 
@@ -25,6 +26,7 @@ fn with(names: &NameServer, config: BrokerConfig) -> BrokerConfig {
     BrokerConfig {
         namesrv_addr: names.address().to_string(),
         master_catch_up_timeout_ms: 500,
+        slave_sync_interval_ms: 50,
         ..config
     }
 }
@@ -111,6 +113,15 @@ async fn what_a_power_cut_took_comes_back_from_the_slave() {
     names.shutdown().await;
 }
 
+fn has_tables(broker: &Broker) -> bool {
+    broker.topics.get("T").is_some()
+        && broker
+            .groups
+            .find("G")
+            .is_some_and(|g| g.retry_max_times == 3)
+        && broker.offsets.query("G", "T", 0) == Some(7)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_that_is_lost_is_filled_again_from_the_slave() {
     let dir = tempfile::tempdir().unwrap();
@@ -121,11 +132,26 @@ async fn a_volume_that_is_lost_is_filled_again_from_the_slave() {
         Client::of(&master).sent(&body, SUCCESS).await;
     }
     let end = master.store.written();
+    let group = RemotingCommand::request(request_code::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP)
+        .with_body(r#"{"groupName":"G","retryMaxTimes":3}"#.as_bytes().to_vec());
+    assert_eq!(Client::of(&master).call(group).await.code, SUCCESS);
+    master.offsets.commit("G", "T", 0, 7);
+    until("the slave has the tables", || has_tables(&slave)).await;
     master.shutdown().await;
     std::fs::remove_dir_all(dir.path().join("master")).unwrap();
     let master = start(with(&names, self::master(dir.path(), "SYNC_MASTER"))).await;
     until("the master serves", || master.is_master()).await;
     assert_eq!(master.store.written(), end);
+    assert!(has_tables(&master), "the tables did not come back");
+    let table = master.topics.table();
+    points_at(&slave, &master);
+    until("the slave copied again", || {
+        slave.topics.table().version() == table.version()
+    })
+    .await;
+    let copied = slave.slave.copied_ms();
+    until("another round", || slave.slave.copied_ms() > copied + 100).await;
+    assert!(has_tables(&slave) && has_tables(&master));
     same_log(&master, &slave);
     slave.shutdown().await;
     master.shutdown().await;
