@@ -635,6 +635,14 @@ impl Broker {
         }
     }
 
+    /// The group's log may lose what was appended and is not committed: whoever waits for it learns so.
+    pub(crate) fn doubt_what_waits(&self) {
+        self.acks.begin_era();
+        self.schedule.roll_back();
+        let _guard = self.written.lock.lock();
+        self.written.moved.notify_all();
+    }
+
     /// Blocks until the log is written up to here; false when that takes too long or the store failed.
     fn wait_written(&self, end: u64) -> bool {
         if self.store.confirm_offset() >= end {
@@ -643,11 +651,13 @@ impl Broker {
         let deadline = Instant::now() + INNER_PUT_TIMEOUT;
         self.written.waiting.fetch_add(1, Ordering::SeqCst);
         let mut guard = self.written.lock.lock();
+        let era = self.acks.era();
         let reached = loop {
             if self.store.confirm_offset() >= end {
                 break true;
             }
             if self.store.poisoned().is_some()
+                || self.acks.era() != era
                 || self
                     .written
                     .moved

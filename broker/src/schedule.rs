@@ -6,6 +6,7 @@
 //! them are on disk: a machine that goes down may deliver a message twice, but never lose one.
 
 use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -90,8 +91,12 @@ pub struct ScheduleMessageService {
 #[derive(Debug, Default)]
 struct Delivered {
     offsets: Offsets,
-    /// The same, as of the last moment when everything delivered could be read.
+    /// The same, as far as what was delivered can be read: in a group that elects, the rest may yet be lost.
     readable: Offsets,
+    /// What is not readable yet: end in the log, level, offset.
+    unconfirmed: VecDeque<(u64, i32, i64)>,
+    /// Counts how often the offsets were replaced: a delivery that began before does not advance them.
+    era: u64,
     version: DataVersion,
     /// End in the log of the newest delivered message.
     end: u64,
@@ -238,9 +243,7 @@ impl ScheduleMessageService {
     /// skips a message that he does not get.
     pub fn encode_for_slaves(&self) -> String {
         let mut delivered = self.delivered.lock();
-        if delivered.end <= self.store.confirm_offset() {
-            delivered.readable = delivered.offsets.clone();
-        }
+        delivered.settle(self.store.confirm_offset());
         encode(&delivered.version, &delivered.readable)
     }
 
@@ -251,6 +254,7 @@ impl ScheduleMessageService {
             return;
         }
         delivered.readable.clone_from(&wrapper.offset_table);
+        delivered.replaced();
         delivered.offsets = wrapper.offset_table;
         delivered.version = wrapper.data_version.unwrap_or_default();
         self.saver.save(self.path.clone(), delivered.encode());
@@ -285,10 +289,21 @@ impl ScheduleMessageService {
     fn persist(&self) {
         let mut delivered = self.delivered.lock();
         if delivered.dirty {
-            delivered.dirty = false;
+            delivered.settle(self.store.confirm_offset());
+            delivered.dirty = !delivered.unconfirmed.is_empty();
             delivered.version.next_version(self.clock.now_ms());
-            self.saver.save(self.path.clone(), delivered.encode());
+            let text = encode(&delivered.version, &delivered.readable);
+            self.saver.save(self.path.clone(), text);
         }
+    }
+
+    /// What was delivered but cannot be read yet may be lost with its leader: it is delivered again.
+    pub fn roll_back(&self) {
+        let mut delivered = self.delivered.lock();
+        delivered.settle(self.store.confirm_offset());
+        delivered.offsets = delivered.readable.clone();
+        delivered.replaced();
+        delivered.dirty = true;
     }
 
     fn run(&self) {
@@ -362,13 +377,11 @@ impl ScheduleMessageService {
         let Some(queue) = self.store.find_queue(SCHEDULE_TOPIC, queue_id) else {
             return Ok(Next::Idle);
         };
-        let mut offset = self
-            .delivered
-            .lock()
-            .offsets
-            .get(&level)
-            .copied()
-            .unwrap_or(0);
+        let (mut offset, era) = {
+            let delivered = self.delivered.lock();
+            let offset = delivered.offsets.get(&level).copied().unwrap_or(0);
+            (offset, delivered.era)
+        };
         let (min, max) = (queue.min_offset(), queue.max_offset());
         if offset < min || offset > max {
             let corrected = offset.min(max).max(min);
@@ -379,7 +392,7 @@ impl ScheduleMessageService {
                 "the offset of a delay level lay outside its queue"
             );
             offset = corrected;
-            self.advance(level, offset, 0);
+            self.advance(level, offset, 0, era);
         }
         let units =
             self.store
@@ -407,7 +420,7 @@ impl ScheduleMessageService {
         }
         let count = i64::try_from(due.len()).unwrap_or(0);
         let end = self.deliver(&due)?;
-        self.advance(level, offset + count, end);
+        self.advance(level, offset + count, end, era);
         Ok(if matches!(next, Next::At(_)) {
             next
         } else {
@@ -522,8 +535,13 @@ impl ScheduleMessageService {
         }))
     }
 
-    fn advance(&self, level: i32, offset: i64, end: u64) {
+    fn advance(&self, level: i32, offset: i64, end: u64, era: u64) {
         let mut delivered = self.delivered.lock();
+        if delivered.era != era {
+            return;
+        }
+        delivered.unconfirmed.push_back((end, level, offset));
+        delivered.settle(self.store.confirm_offset());
         delivered.offsets.insert(level, offset);
         delivered.end = delivered.end.max(end);
         delivered.dirty = true;
@@ -531,6 +549,22 @@ impl ScheduleMessageService {
 }
 
 impl Delivered {
+    /// What ends by here can be read.
+    fn settle(&mut self, confirm: u64) {
+        while let Some(&(end, level, offset)) = self.unconfirmed.front()
+            && end <= confirm
+        {
+            self.readable.insert(level, offset);
+            self.unconfirmed.pop_front();
+        }
+    }
+
+    fn replaced(&mut self) {
+        self.unconfirmed.clear();
+        self.end = 0;
+        self.era += 1;
+    }
+
     fn encode(&self) -> String {
         encode(&self.version, &self.offsets)
     }

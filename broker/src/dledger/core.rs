@@ -1256,6 +1256,13 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             .log
             .entry(store.log.base().index + 1)
             .map(|d| d.position);
+        // Durable before the log begins there: a crash in between must not find it with who belonged to the group long before.
+        store
+            .hard
+            .confs
+            .push((snapshot.base.index, snapshot.conf.clone()));
+        self.save()?;
+        let store = self.raw.mut_store();
         store.log.reset(snapshot.base)?;
         store.changes.clear();
         store.hard.confs = vec![(snapshot.base.index, snapshot.conf.clone())];

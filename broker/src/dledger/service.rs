@@ -555,7 +555,7 @@ impl Driver {
     /// Whoever waits for an answer learns that its fate is unknown.
     fn doubt(&self) {
         if let Some(broker) = self.broker.upgrade() {
-            broker.acks.begin_era();
+            broker.doubt_what_waits();
         }
     }
 
