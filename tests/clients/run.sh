@@ -229,7 +229,8 @@ exchange() { # exchange VERSION NUMBER
     printf 'httpPort=%s\nbindAddress=%s\nhaListenPort=%s\n' $((port + 2)) "$address" $((port + 1))
     # Small files, so that there are several; nothing goes by itself.
     printf 'mappedFileSizeCommitLog=2097152\nmappedFileSizeConsumeQueue=40000\nmaxHashSlotNum=5000\nmaxIndexNum=12000\n'
-    printf 'diskMaxUsedSpaceRatio=95\ncleanFileForciblyEnable=false\nfileReservedTime=1\ndeleteWhen=%02d\n' $((($(date +%-H) + 12) % 24))
+    # The original refuses what waited 200 ms for a thread; on a busy machine that is no fault.
+    printf 'waitTimeMillsInSendQueue=10000\ndiskMaxUsedSpaceRatio=95\ncleanFileForciblyEnable=false\nfileReservedTime=1\ndeleteWhen=%02d\n' $((($(date +%-H) + 12) % 24))
   } > "$home/conf/broker.conf"
   # What the original's distribution has in its bin.
   { declare -p open out work; declare -f jvm; printf 'echo $$ > broker.pid\njvm %s org.apache.rocketmq.broker.BrokerStartup "$@"\n' "$version"; } > "$home/bin/run"
