@@ -128,7 +128,7 @@ impl SubscriptionGroupManager {
         true
     }
 
-    /// Takes back what a slave kept of these tables (201), by the rule of [`crate::topic::TopicManager::take_back`].
+    /// Takes back what a slave kept of these tables (201), by the rule of [`crate::topic::TopicConfigManager::take_back`].
     pub fn take_back(&self, wrapper: SubscriptionGroupWrapper, whole: bool) {
         let mut inner = self.inner.write();
         if !whole && inner.data_version.counter >= wrapper.data_version.counter {
