@@ -301,6 +301,8 @@ impl Store {
         let last_stop = match &own {
             _ if clean => LastStop::Clean,
             Some(own) if is_same_boot(&own.boot_id) => LastStop::Killed,
+            // A process that died within its first moments wrote no offsets yet.
+            _ if began_in_this_boot(&config) => LastStop::Killed,
             _ => LastStop::PowerLost,
         };
         let stop = match &own {
@@ -363,7 +365,12 @@ impl Store {
             queues = queues.count(),
             "the store is recovered"
         );
-        fs::write(abort_file(&config), std::process::id().to_string())
+        // After a power loss nothing says so before those who count on it know: they may die as well.
+        let boot = match last_stop {
+            LastStop::PowerLost => None,
+            LastStop::Clean | LastStop::Killed => Some(boot_id()),
+        };
+        fs::write(abort_file(&config), abort_text(boot))
             .map_err(|e| Error::io("create", abort_file(&config), e))?;
 
         let ring_bytes = config
@@ -831,6 +838,23 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 fn forget_table(config: &StoreConfig) -> Result<(), Error> {
     let table = config.root.join(QUEUE_TABLE);
     queue_table::remove(&table).map_err(|e| Error::io("remove", table, e))
+}
+
+/// The process, as upstream, and on a line of its own in which run of the kernel it began.
+fn abort_text(boot: Option<[u8; 16]>) -> String {
+    let process = std::process::id();
+    match boot {
+        Some(boot) => format!("{process}\n{:032x}\n", u128::from_be_bytes(boot)),
+        None => process.to_string(),
+    }
+}
+
+fn began_in_this_boot(config: &StoreConfig) -> bool {
+    let text = fs::read_to_string(abort_file(config)).unwrap_or_default();
+    text.lines()
+        .nth(1)
+        .and_then(|line| u128::from_str_radix(line, 16).ok())
+        .is_some_and(|boot| is_same_boot(&boot.to_be_bytes()))
 }
 
 fn abort_file(config: &StoreConfig) -> PathBuf {
