@@ -3,20 +3,22 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test fails
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, IoSlice};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use broker::{Broker, BrokerConfig};
 use namesrv::{NameServer, NamesrvConfig};
 use remoting::admin::Admin;
 use remoting::client::RemotingClient;
-use remoting::protocol::body::{DLedgerState, DLedgerStatus};
+use remoting::protocol::body::{DLedgerState, DLedgerStatus, SubscriptionGroupConfig, TopicConfig};
 use remoting::protocol::header::SendMessageRequestHeader;
 use remoting::protocol::{RemotingCommand, request_code, response_code};
+use store::{Disk, RealDisk, SystemClock};
 
 const SENDERS: u64 = 4;
 const QUEUES: i32 = 4;
@@ -30,6 +32,37 @@ struct Node {
     store: PathBuf,
     address: String,
     process: Option<Child>,
+    /// In this process instead, where its disk can be made to fail.
+    here: Option<Arc<Broker>>,
+}
+
+/// A disk whose writes or syncs fail from when the test says so.
+#[derive(Default)]
+struct Trouble {
+    write: AtomicI32,
+    sync: AtomicI32,
+}
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+fn unless(error: &AtomicI32) -> io::Result<()> {
+    match error.load(Ordering::SeqCst) {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+impl Disk for Trouble {
+    fn write_at(&self, file: &File, buffers: &[IoSlice<'_>], position: u64) -> io::Result<usize> {
+        unless(&self.write)?;
+        RealDisk.write_at(file, buffers, position)
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        unless(&self.sync)?;
+        RealDisk.sync_data(file)
+    }
 }
 
 impl Node {
@@ -51,6 +84,19 @@ impl Node {
         assert!(up, "{} ended before it was up", self.name);
         // Whatever else it prints must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
+    }
+
+    async fn start_here(&mut self, disk: Arc<Trouble>) {
+        let mut config = BrokerConfig::default();
+        let text = fs::read(&self.conf).unwrap();
+        config.apply_file(&self.conf, &text).unwrap();
+        let settings = config.validate().unwrap();
+        let broker = Broker::start_on_disk(settings, Arc::new(SystemClock), disk).await;
+        self.here = Some(broker.unwrap());
+    }
+
+    fn runs(&self) -> bool {
+        self.process.is_some() || self.here.is_some()
     }
 
     fn signal(&self, signal: &str) {
@@ -117,6 +163,15 @@ struct Seen {
 
 impl Cluster {
     async fn start(dir: &Path, members: usize, flush: &str, more: &str) -> Self {
+        let mut cluster = Self::prepare(dir, members, flush, more).await;
+        for node in &mut cluster.nodes {
+            node.start();
+        }
+        cluster
+    }
+
+    /// Members that do not run yet.
+    async fn prepare(dir: &Path, members: usize, flush: &str, more: &str) -> Self {
         let names = NameServer::start(NamesrvConfig {
             listen_port: 0,
             bind_address: "127.0.0.1".into(),
@@ -148,24 +203,22 @@ impl Cluster {
                 )
                 .unwrap();
                 let address = format!("127.0.0.1:{}", main[k]);
-                Node { name, conf, store, address, process: None }
+                Node { name, conf, store, address, process: None, here: None }
             })
             .collect();
         let admin = Admin::new(RemotingClient::default(), names.address().to_string());
-        let mut cluster = Self {
+        Self {
             names,
             admin,
             nodes,
             seen: Arc::default(),
-        };
-        for node in &mut cluster.nodes {
-            node.start();
         }
-        cluster
     }
 
     async fn status(&self, at: usize) -> Option<DLedgerStatus> {
-        self.nodes[at].process.as_ref()?;
+        if !self.nodes[at].runs() {
+            return None;
+        }
         self.admin
             .dledger_status(&self.nodes[at].address)
             .await
@@ -194,10 +247,24 @@ impl Cluster {
 
     async fn all_level(&self) -> usize {
         self.leader(|s| {
-            s.members.len() == self.nodes.len()
+            s.members.len() == self.nodes.iter().filter(|n| n.runs()).count()
                 && s.members.iter().all(|m| m.lag_bytes == 0 && m.sure)
         })
         .await
+    }
+
+    /// Waits until everybody's word counts, as everybody says of itself: what the leader heard may be older than a restart.
+    async fn all_sure(&self) {
+        for at in 0..self.nodes.len() {
+            until("a member's word does not count", async || {
+                self.status(at).await.is_some_and(|s| {
+                    !s.leader_id.is_empty() && s.members.iter().any(|m| m.id == s.self_id && m.sure)
+                })
+            })
+            .await;
+        }
+        self.leader(|s| s.members.iter().all(|m| m.recently_active && m.sure))
+            .await;
     }
 
     fn senders(&self) -> Vec<tokio::task::JoinHandle<()>> {
@@ -219,9 +286,31 @@ impl Cluster {
         }
     }
 
+    /// A follower learns with the next heartbeat what is committed.
+    async fn shows_all(&self, at: usize) {
+        let address = &self.nodes[at].address;
+        let leader = self.leader(|_| true).await;
+        let end = self.status(leader).await.unwrap().last_offset;
+        until("a member does not show all that is committed", async || {
+            let shown = self
+                .status(at)
+                .await
+                .is_some_and(|s| s.commit_offset >= end);
+            let mut all = shown;
+            for queue in 0..QUEUES {
+                let here = self.admin.max_offset(address, TOPIC, queue).await.ok();
+                let there = &self.nodes[leader].address;
+                all &= here == self.admin.max_offset(there, TOPIC, queue).await.ok();
+            }
+            all
+        })
+        .await;
+    }
+
     /// Everything acknowledged lies where that was said, on this member.
     async fn check(&self, at: usize) {
         let address = &self.nodes[at].address;
+        self.shows_all(at).await;
         let mut there: HashMap<(i32, i64), String> = HashMap::new();
         for queue in 0..QUEUES {
             let max = self.admin.max_offset(address, TOPIC, queue).await.unwrap();
@@ -324,7 +413,7 @@ async fn stop(seen: &Seen, senders: Vec<tokio::task::JoinHandle<()>>) {
 async fn leaders_die(flush: &str) {
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(dir.path(), 3, flush, "").await;
-    cluster.leader(|_| true).await;
+    cluster.all_sure().await;
     let senders = cluster.senders();
     for _ in 0..3 {
         cluster.acknowledged(200).await;
@@ -338,9 +427,7 @@ async fn leaders_die(flush: &str) {
         );
         cluster.acknowledged(100).await;
         cluster.nodes[leader].start();
-        cluster
-            .leader(|s| s.members.iter().all(|m| m.recently_active && m.sure))
-            .await;
+        cluster.all_sure().await;
     }
     stop(&cluster.seen, senders).await;
     cluster.all_level().await;
@@ -434,6 +521,230 @@ async fn a_leader_that_was_stopped_in_its_tracks_takes_no_late_writes_and_an_emp
     cluster.all_level().await;
     for at in 0..3 {
         cluster.check(at).await;
+    }
+    cluster.end().await;
+}
+
+/// Until it is so; the text says what was waited for.
+async fn until<F: Future<Output = bool>>(what: &str, mut so: impl FnMut() -> F) {
+    let until = Instant::now() + LIMIT;
+    while !so().await {
+        assert!(Instant::now() < until, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The member `n0`, which leads or follows, has a disk that fails under load; the others go on, and a restart heals it.
+async fn a_disk_fails(leads: bool, fail: impl FnOnce(&Trouble)) {
+    let dir = tempfile::tempdir().unwrap();
+    let preferred = if leads {
+        "preferredLeaderId=n0\n"
+    } else {
+        "preferredLeaderId=n1\n"
+    };
+    let mut cluster = Cluster::prepare(dir.path(), 3, "SYNC_FLUSH", preferred).await;
+    let disk = Arc::new(Trouble::default());
+    cluster.nodes[0].start_here(Arc::clone(&disk)).await;
+    cluster.nodes[1].start();
+    cluster.nodes[2].start();
+    let senders = cluster.senders();
+    cluster
+        .leader(|s| (s.self_id == "n0") == leads && s.members.iter().all(|m| m.sure))
+        .await;
+    cluster.acknowledged(100).await;
+    fail(&disk);
+    let sick = Arc::clone(cluster.nodes[0].here.as_ref().unwrap());
+    until("a member whose disk failed is still ready", async || {
+        sick.ready().is_err()
+    })
+    .await;
+    cluster.leader(|s| s.self_id != "n0").await;
+    cluster.acknowledged(100).await;
+    assert!(sick.accepts_sends().is_err());
+    cluster.nodes[0].here = None;
+    sick.shutdown().await;
+    drop(sick);
+    cluster.nodes[0].start();
+    cluster.acknowledged(20).await;
+    stop(&cluster.seen, senders).await;
+    cluster.all_level().await;
+    for at in 0..3 {
+        cluster.check(at).await;
+    }
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_cannot_sync_its_disk_makes_room_for_another() {
+    a_disk_fails(true, |disk| disk.sync.store(EIO, Ordering::SeqCst)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_cannot_sync_its_disk_holds_nobody_up() {
+    a_disk_fails(false, |disk| disk.sync.store(EIO, Ordering::SeqCst)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_whose_disk_is_full_holds_nobody_up() {
+    a_disk_fails(false, |disk| disk.write.store(ENOSPC, Ordering::SeqCst)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preferred_leader_takes_the_leadership_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 3, "ASYNC_FLUSH", "preferredLeaderId=n1\n").await;
+    let senders = cluster.senders();
+    cluster.leader(|s| s.self_id == "n1").await;
+    cluster.acknowledged(50).await;
+    cluster.nodes[1].kill();
+    cluster.leader(|s| s.self_id != "n1").await;
+    cluster.acknowledged(50).await;
+    cluster.nodes[1].start();
+    cluster.leader(|s| s.self_id == "n1").await;
+    cluster.acknowledged(50).await;
+    stop(&cluster.seen, senders).await;
+    cluster.all_level().await;
+    for at in 0..3 {
+        cluster.check(at).await;
+    }
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_joins_with_an_empty_volume_and_another_leaves_under_load() {
+    let dir = tempfile::tempdir().unwrap();
+    // The fourth is prepared with the three, of whose membership it is no part yet.
+    let mut cluster = Cluster::prepare(dir.path(), 4, "ASYNC_FLUSH", "").await;
+    let text = fs::read_to_string(&cluster.nodes[0].conf).unwrap();
+    let peers = text
+        .lines()
+        .find_map(|l| l.strip_prefix("dLegerPeers="))
+        .unwrap();
+    let (three, fourth) = peers.rsplit_once(';').unwrap();
+    let address = fourth.strip_prefix("n3-").unwrap();
+    for node in &mut cluster.nodes[..3] {
+        let own = fs::read_to_string(&node.conf).unwrap();
+        fs::write(&node.conf, own.replace(peers, three)).unwrap();
+        node.start();
+    }
+    let senders = cluster.senders();
+    cluster.acknowledged(50).await;
+    cluster.nodes[3].start();
+    until("the fourth is not taken in", async || {
+        let leader = cluster.leader(|_| true).await;
+        let leader = &cluster.nodes[leader].address;
+        let asked = cluster.admin.dledger_add_member(leader, "n3", address);
+        asked.await.is_ok()
+    })
+    .await;
+    let votes = |s: &DLedgerStatus, name: &str| s.members.iter().any(|m| m.id == name && m.voter);
+    let leader = cluster.leader(|s| votes(s, "n3")).await;
+    cluster.acknowledged(50).await;
+    let leaves = (0..3).find(|at| *at != leader).unwrap();
+    let name = cluster.nodes[leaves].name.clone();
+    until("a member is not let go", async || {
+        let leader = cluster.leader(|_| true).await;
+        let leader = &cluster.nodes[leader].address;
+        let asked = cluster.admin.dledger_remove_member(leader, &name);
+        asked.await.is_ok()
+    })
+    .await;
+    cluster
+        .leader(|s| s.members.len() == 3 && !votes(s, &name))
+        .await;
+    cluster.nodes[leaves].kill();
+    // The one that joined counts: without it there would be no majority now.
+    let other = (0..3).find(|at| *at != leader && *at != leaves).unwrap();
+    cluster.nodes[other].kill();
+    cluster.acknowledged(50).await;
+    cluster.nodes[other].start();
+    stop(&cluster.seen, senders).await;
+    cluster.all_level().await;
+    for at in [leader, other, 3] {
+        cluster.check(at).await;
+    }
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_leader_knows_topics_groups_and_offsets_and_delivers_what_was_delayed_once() {
+    const DELAYED: usize = 8;
+    const GROUP: &str = "readers";
+    let dir = tempfile::tempdir().unwrap();
+    let more = "messageDelayLevel=2s\nslaveSyncIntervalMs=100\n";
+    let mut cluster = Cluster::start(dir.path(), 3, "ASYNC_FLUSH", more).await;
+    let leader = cluster.all_level().await;
+    let address = cluster.nodes[leader].address.clone();
+    for name in [TOPIC, "Made"] {
+        let topic = TopicConfig {
+            topic_name: name.into(),
+            read_queue_nums: 3,
+            write_queue_nums: 3,
+            perm: 6,
+            ..TopicConfig::default()
+        };
+        cluster.admin.create_topic(&address, &topic).await.unwrap();
+    }
+    let group = SubscriptionGroupConfig::new(GROUP);
+    let made = cluster.admin.create_subscription_group(&address, &group);
+    made.await.unwrap();
+    let moved = cluster
+        .admin
+        .update_consumer_offset(&address, GROUP, "Made", 1, 7);
+    moved.await.unwrap();
+    let followers: Vec<usize> = (0..3).filter(|at| *at != leader).collect();
+    for at in &followers {
+        let (admin, address) = (&cluster.admin, &cluster.nodes[*at].address);
+        until("a follower does not copy the tables", async || {
+            let topic = admin.topic_config(address, "Made").await;
+            let groups = admin.subscription_groups(address).await;
+            let offset = admin.consumer_offset(address, GROUP, "Made", 1).await;
+            matches!(topic, Ok(Some(t)) if t.read_queue_nums == 3)
+                && groups.is_ok_and(|g| g.subscription_group_table.contains_key(GROUP))
+                && matches!(offset, Ok(Some(7)))
+        })
+        .await;
+    }
+    let client = RemotingClient::default();
+    for n in 0..DELAYED {
+        let message = RemotingCommand::request(request_code::SEND_MESSAGE)
+            .with_header(&SendMessageRequestHeader {
+                producer_group: "group".into(),
+                topic: TOPIC.into(),
+                default_topic: "TBW102".into(),
+                default_topic_queue_nums: QUEUES,
+                queue_id: 0,
+                properties: Some("DELAY\u{1}1\u{2}".into()),
+                ..SendMessageRequestHeader::default()
+            })
+            .with_body(format!("delayed {n}").into_bytes());
+        let answer = client.invoke(&address, message, CALL_LIMIT).await.unwrap();
+        assert_eq!(answer.code, response_code::SUCCESS);
+    }
+    cluster.nodes[leader].kill();
+    let new = cluster.leader(|_| true).await;
+    cluster.nodes[leader].start();
+    let (admin, address) = (&cluster.admin, &cluster.nodes[new].address);
+    let known = admin.topic_config(address, "Made").await.unwrap();
+    assert_eq!(known.map(|t| t.read_queue_nums), Some(3));
+    let offset = admin.consumer_offset(address, GROUP, "Made", 1).await;
+    assert_eq!(offset.unwrap(), Some(7));
+    let delivered = DELAYED as i64;
+    until("what was delayed is not delivered", async || {
+        let end = admin.max_offset(address, TOPIC, 0).await;
+        end.is_ok_and(|end| end >= delivered)
+    })
+    .await;
+    cluster.all_level().await;
+    for (at, node) in cluster.nodes.iter().enumerate() {
+        cluster.shows_all(at).await;
+        let pulled = cluster.admin.pull(&node.address, TOPIC, 0, 0, 32);
+        let (messages, _) = pulled.await.unwrap();
+        let bodies: Vec<_> = messages.iter().map(|m| m.body.clone()).collect();
+        let wanted: Vec<_> = (0..DELAYED)
+            .map(|n| format!("delayed {n}").into_bytes())
+            .collect();
+        assert_eq!(bodies, wanted, "on {}", node.name);
     }
     cluster.end().await;
 }
