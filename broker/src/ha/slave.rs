@@ -324,14 +324,15 @@ async fn align(node: &Node, address: &str, info: &PeerInfo) -> Result<(), String
         Comparison::Same if end <= info.written => return Ok(()),
         Comparison::Same => info.written,
         Comparison::Until(common) => common,
-        Comparison::Nothing if info.min < end => {
+        // Less than one whole record, where a stream was torn, is nothing to keep.
+        Comparison::Nothing if info.min < end && store.confirm_offset() > min => {
             node.broker.ha.link.update(|link| link.refused = Some(true));
             return Err(format!(
                 "the log here ({min} to {end}) and that of {address} ({} to {}) have nothing in common, and the master's does not go on after this one: it is kept, and this slave's folder must be emptied by hand if the master's log is the right one",
                 info.min, info.written
             ));
         }
-        // Retention went on there while this slave was away.
+        // Retention went on there while this slave was away, or the first record never came whole.
         Comparison::Nothing => {
             tracing::warn!(
                 own = ?(min, end),
