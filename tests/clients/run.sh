@@ -222,7 +222,7 @@ committed() { # committed STORE TOPICS FILLING: the last offset that the filling
   grep -Ezq "\"$2_5@G_$2_$3\":[^}]*3\"?:10" "$1/config/consumerOffset.json"
 }
 exchange() { # exchange VERSION NUMBER
-  local version=$1 home=$work/home-s$1 address=$net.$((13 + $2)) port=$((31911 + 1000 * $2)) seen= cut= step kind fill how retain line store=$work/broker-s$1
+  local version=$1 home=$work/home-s$1 address=$net.$((13 + $2)) port=$((31911 + 200 * $2)) seen= cut= step kind fill how retain line store=$work/broker-s$1
   local namesrv=$net.2:$namesrv_port good=0 bad=0
   mkdir -p "$home/bin" "$home/conf"
   { broker_conf "broker-s$version" "$address" $port
