@@ -1,0 +1,11 @@
+//! Groups that elect their own master, as processes of their own: what was acknowledged is there whoever dies.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test fails
+
+#[path = "../common/mod.rs"]
+mod common;
+mod disks;
+mod group;
+mod leaders;
+mod members;
+mod tables;
