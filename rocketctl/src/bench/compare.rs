@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use super::cost::CheckArgs;
+use super::failover;
 use super::load::{self, Load, Report};
 use super::rows;
 use super::servers::{self, Mode, Servers, Side};
@@ -42,6 +43,9 @@ pub(crate) struct CompareArgs {
     /// Seconds of the row `first-second` that its first second is compared with.
     #[arg(long, default_value_t = 60.0)]
     pub(super) minute: f64,
+    /// Kills and hand-overs of the row `failover`.
+    #[arg(long, default_value_t = 20)]
+    pub(super) kills: usize,
     /// A folder on a device that is made slow, for the row `throttled`.
     #[arg(long)]
     pub(super) throttled_dir: Option<PathBuf>,
@@ -86,10 +90,12 @@ pub(super) enum Row {
     SyncMaster,
     /// Three that elect their master.
     Dledger,
+    /// How long they take no sends: their master killed, and a hand-over (`--kills` of each).
+    Failover,
     All,
 }
 
-const ALL: [Row; 15] = [
+const ALL: [Row; 16] = [
     Row::Send,
     Row::Open,
     Row::SyncFlush,
@@ -105,7 +111,11 @@ const ALL: [Row; 15] = [
     Row::Cost,
     Row::SyncMaster,
     Row::Dledger,
+    Row::Failover,
 ];
+
+/// Seconds before each run that are not counted.
+const SHORT_WARMUP: f64 = 1.0;
 
 /// Where a run may put things, and how long it lasts.
 pub(super) struct Bench<'a> {
@@ -231,6 +241,7 @@ impl Measure {
 
 pub(super) fn run(args: &CompareArgs) -> Result<()> {
     ensure!((1..=50).contains(&args.pairs), "--pairs: 1 to 50");
+    ensure!((1..=1_000).contains(&args.kills), "--kills: 1 to 1,000");
     let rows: Vec<Row> = match args.rows.contains(&Row::All) {
         true => ALL.to_vec(),
         false => args.rows.clone(),
@@ -289,6 +300,7 @@ pub(super) fn for_check<T>(args: &CheckArgs, measure: fn(&Bench<'_>) -> Result<T
         loads: Vec::new(),
         backlog: 0,
         minute: 1.0,
+        kills: 0,
         throttled_dir: None,
         write: None,
         work_dir: args.work_dir.clone(),
@@ -339,6 +351,7 @@ impl Bench<'_> {
             Row::Cost => rows::cost(self),
             Row::SyncMaster => rows::sync_master(self),
             Row::Dledger => rows::dledger(self),
+            Row::Failover => failover::measure(self),
             Row::All => bail!("`all` is not a row"),
         }
     }
@@ -401,13 +414,18 @@ impl Bench<'_> {
         };
         original.freeze(true)?;
         ours.freeze(true)?;
-        eprintln!("{label}: warming for {} s …", self.args.warmup);
-        measure(original, self.args.warmup.max(1.0), 0.0)?;
-        measure(ours, 1.0, 0.0)?;
+        // It is the JIT that needs warmth, and what it takes meanwhile needs disk.
+        let warmup = match original.side {
+            Side::Original => self.args.warmup.max(SHORT_WARMUP),
+            _ => SHORT_WARMUP,
+        };
+        eprintln!("{label}: warming for {warmup} s …");
+        measure(original, warmup, 0.0)?;
+        measure(ours, SHORT_WARMUP, 0.0)?;
         let mut pairs = Vec::new();
         for n in 1..=self.args.pairs {
-            let a = measure(original, self.args.duration, 1.0)?;
-            let b = measure(ours, self.args.duration, 1.0)?;
+            let a = measure(original, self.args.duration, SHORT_WARMUP)?;
+            let b = measure(ours, self.args.duration, SHORT_WARMUP)?;
             eprintln!("{label} pair {n}: {}", said(&a, &b));
             ensure!(
                 b.failures == 0,

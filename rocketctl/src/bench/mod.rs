@@ -4,6 +4,7 @@
 
 mod compare;
 mod cost;
+mod failover;
 mod frames;
 mod load;
 mod process;

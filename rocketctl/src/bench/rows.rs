@@ -15,8 +15,8 @@ use super::load::{self, Kind, Load, Report};
 use super::process;
 use super::servers::{self, Mode, Servers, Side};
 
-const ASYNC: &str = "flushDiskType=ASYNC_FLUSH\n";
-const SYNC: &str = "flushDiskType=SYNC_FLUSH\n";
+pub(super) const ASYNC: &str = "flushDiskType=ASYNC_FLUSH\n";
+pub(super) const SYNC: &str = "flushDiskType=SYNC_FLUSH\n";
 /// Starts whose median is quoted.
 const STARTS: usize = 5;
 const MIB: f64 = 1048576.0;

@@ -69,7 +69,7 @@ pub(super) struct Servers {
     name_server: Child,
     brokers: Vec<Child>,
     dir: PathBuf,
-    side: Side,
+    pub(super) side: Side,
     /// The broker that takes sends.
     pub(super) broker: SocketAddr,
     at: usize,
@@ -102,21 +102,39 @@ impl Servers {
         Ok(())
     }
 
-    /// Kills the broker without a word.
+    /// Where all of them are, in the order of their folders.
+    pub(super) fn brokers(&self) -> Vec<SocketAddr> {
+        let first = self.side.ports().0;
+        (0..self.brokers.len())
+            .map(|n| ([127, 0, 0, 1], first + PORT_STEP * n as u16).into())
+            .collect()
+    }
+
+    /// Kills the broker that takes sends without a word.
     pub(super) fn kill(&mut self) -> Result<()> {
-        let broker = &mut self.brokers[self.at];
+        self.kill_at(self.at)
+    }
+
+    /// Kills this one without a word.
+    pub(super) fn kill_at(&mut self, at: usize) -> Result<()> {
+        let broker = &mut self.brokers[at];
         broker.kill()?;
         broker.wait()?;
         Ok(())
     }
 
-    /// Starts our broker again on the same store; the time to its registration.
+    /// Starts our broker that was killed again on the same store; the time to its registration.
     pub(super) fn again(&mut self) -> Result<Duration> {
-        let dir = self.dir.join(format!("b{}", self.at));
+        self.again_at(self.at)
+    }
+
+    /// The same with this one.
+    pub(super) fn again_at(&mut self, at: usize) -> Result<Duration> {
+        let dir = self.dir.join(format!("b{at}"));
         fs::remove_file(dir.join("log"))?;
         let began = Instant::now();
-        self.brokers[self.at] = start_broker(&mut ours("mqbroker")?, &dir, &|log| {
-            registered(log, self.side, self.at)
+        self.brokers[at] = start_broker(&mut ours("mqbroker")?, &dir, &|log| {
+            registered(log, self.side, at)
         })?;
         Ok(began.elapsed())
     }
