@@ -60,6 +60,20 @@ pub enum Role {
     Removed,
 }
 
+/// Why a member must not lead now, whatever its log holds. The others learn it with whatever it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// For good: what comes next is its stop.
+    #[error("it is about to stop")]
+    Retired,
+    /// Of late its log took nothing: mostly because the disk is full.
+    #[error("its log has no room")]
+    NoRoom,
+    /// Something waits to be persisted, and nothing was for [`STALL_TICKS`].
+    #[error("its disk does not answer")]
+    Stalled,
+}
+
 /// What a member is now, and who leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoleNow {
@@ -108,6 +122,8 @@ pub struct MemberStatus {
     pub active: bool,
     /// Whether its word counts.
     pub sure: bool,
+    /// Whether it may lead ([`Unfit`]).
+    pub fit: bool,
 }
 
 /// For people, metrics and the operator.
@@ -119,6 +135,8 @@ pub struct Status {
     pub role: RoleNow,
     /// Whether its word counts.
     pub standing: Standing,
+    /// Why it must not lead, if it must not.
+    pub unfit: Option<Unfit>,
     /// First index in the log.
     pub first: u64,
     /// Last index in the log.
@@ -135,6 +153,16 @@ pub struct Status {
     pub members: Vec<MemberStatus>,
 }
 
+/// Ticks without any progress after which a disk counts as one that does not answer: 3 s. A disk that is only slow returns
+/// sooner from what one round of writes gives it.
+pub const STALL_TICKS: u64 = 150;
+/// Ticks for which a log must have had room before its member counts as one that may lead again: 2 s.
+const ROOM_TICKS: u64 = 100;
+/// Ticks that a member without room waits beyond its election time-out, so that one with room is elected if there is one:
+/// 2 s. Where nobody has room one of them leads all the same: what is there can be read.
+const NO_ROOM_PATIENCE_TICKS: usize = 100;
+/// Ticks after which a leader that must not lead, and found nobody to take over, just steps down: 2 s.
+const LEAVE_TICKS: u64 = 100;
 /// Ticks within which a hand-over must be done: an election time-out.
 const TRANSFER_TICKS: u64 = ELECTION_TICKS as u64;
 /// Ticks until the leadership is offered to the preferred member: for the first time, after it was not ready for it,
@@ -190,6 +218,9 @@ pub enum Refused {
         /// How far.
         lag: u64,
     },
+    /// It must not lead now ([`Unfit`]).
+    #[error("member {0} cannot lead now: its disk takes nothing, or it is about to stop")]
+    Unfit(u64),
     /// Too few of the others are heard of.
     #[error("{active} of {voters} voters would be left to be heard of")]
     Quorum {
@@ -272,6 +303,16 @@ pub struct Member<L: EntryLog, F> {
     barriers: BTreeMap<u64, (u64, u64)>,
     /// Followers that told that their word does not count.
     unsure: BTreeSet<u64>,
+    /// Others that told that they must not lead.
+    unfit_others: BTreeSet<u64>,
+    /// It is about to stop.
+    retired: bool,
+    /// Its log counts as one without room before this tick.
+    room_at: u64,
+    /// What was persisted, and in which tick that was last seen to move or to be all there is.
+    progress: (u64, u64),
+    /// The tick since which it must not lead.
+    unfit_at: Option<u64>,
     /// Length of the running election time-out, and what it was drawn for.
     draw: usize,
     drawn_for: (u64, StateRole),
@@ -377,6 +418,11 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             rejoined: BTreeMap::new(),
             barriers: BTreeMap::new(),
             unsure: BTreeSet::new(),
+            unfit_others: BTreeSet::new(),
+            retired: false,
+            room_at: 0,
+            progress: (0, 0),
+            unfit_at: None,
             draw: 0,
             drawn_for: (0, StateRole::Leader),
             random: settings.seed ^ settings.id.wrapping_mul(0x9e37_79b9_7f4a_7c15),
@@ -430,11 +476,13 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
     /// Time passes: [`TICK_MS`].
     pub fn tick(&mut self) -> Result<(), Error> {
         self.ticks += 1;
+        self.watch_progress();
+        let held_back = self.is_held_back();
         let raft = &mut self.raw.raft;
         let leads = raft.state == StateRole::Leader;
         let about_to_campaign = !leads && raft.election_elapsed + 1 >= self.draw;
-        let fired = if about_to_campaign && raft.raft_log.persisted < raft.raft_log.last_index() {
-            // Only a log that is persisted stands for election. The lease of the old leader ends all the same.
+        let fired = if about_to_campaign && held_back {
+            // The lease of the old leader ends all the same.
             raft.election_elapsed += 1;
             false
         } else {
@@ -443,6 +491,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         self.redraw(fired);
         self.advance(None)?;
         self.step_down_among_unsure()?;
+        self.step_down_unfit()?;
         self.follow_up()?;
         if self.raw.raft.raft_log.applied >= self.saved_commit + SAVE_ENTRIES {
             self.save()?;
@@ -519,6 +568,34 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         }
     }
 
+    /// It is about to stop: it does not lead from now on, and hands over what leadership it has.
+    pub fn retire(&mut self) -> Result<(), Error> {
+        self.retired = true;
+        self.note_fitness();
+        self.follow_up()
+    }
+
+    /// Whether the log takes anything. To be told again and again, with each tick.
+    pub fn set_room(&mut self, room: bool) {
+        if !room {
+            self.room_at = self.ticks + ROOM_TICKS;
+        }
+        self.note_fitness();
+    }
+
+    /// Why it must not lead now.
+    pub fn unfit(&self) -> Option<Unfit> {
+        if self.retired {
+            Some(Unfit::Retired)
+        } else if self.ticks < self.room_at {
+            Some(Unfit::NoRoom)
+        } else if self.ticks >= self.progress.1 + STALL_TICKS {
+            Some(Unfit::Stalled)
+        } else {
+            None
+        }
+    }
+
     /// Hands the leadership over: pauses, waits for everything to be committed, asks the other. Given up after an
     /// election time-out. [`Output::role`] tells when it is done.
     pub fn transfer(&mut self, to: u64) -> Result<(), Refused> {
@@ -536,6 +613,9 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         let Some(progress) = progress else {
             return Err(Refused::Member(to));
         };
+        if self.unfit_others.contains(&to) {
+            return Err(Refused::Unfit(to));
+        }
         let lag = raft.raft_log.last_index() - progress.matched;
         if !self.active(to) || lag > CLOSE_ENTRIES || self.unsure.contains(&to) {
             return Err(Refused::Lagging { id: to, lag });
@@ -548,18 +628,13 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         Ok(())
     }
 
-    /// The member to hand the leadership to before a stop: the preferred one, else who has most.
+    /// The member to hand the leadership to when it matters little to whom: who has most, of several the preferred one.
     pub fn successor(&self) -> Option<u64> {
         let raft = &self.raw.raft;
         let voters = raft.prs().conf().voters();
         raft.prs()
             .iter()
-            .filter(|&(&id, _)| {
-                id != self.id
-                    && voters.contains(id)
-                    && self.active(id)
-                    && !self.unsure.contains(&id)
-            })
+            .filter(|&(&id, _)| id != self.id && voters.contains(id) && self.may_lead(id))
             .max_by_key(|&(&id, p)| (p.matched, Some(id) == self.preferred, id))
             .map(|(&id, _)| id)
     }
@@ -606,6 +681,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
                         matched: p.matched,
                         active: self.active(id),
                         sure: !self.unsure.contains(&id),
+                        fit: !self.unfit_others.contains(&id),
                     }),
             );
             members.sort_unstable_by_key(|m| m.id);
@@ -614,6 +690,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             id: self.id,
             role: self.role(),
             standing: store.hard.standing,
+            unfit: self.unfit(),
             first: store.log.base().index + 1,
             last: store.log.last_index(),
             persisted: store.log.persisted(),
@@ -664,6 +741,44 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
     fn active(&self, id: u64) -> bool {
         let since = self.ticks.saturating_sub(ELECTION_TICKS as u64);
         self.heard.get(&id).is_some_and(|&at| at >= since)
+    }
+
+    /// Whether another voter could take over, as far as this member knows.
+    fn may_lead(&self, id: u64) -> bool {
+        self.active(id) && !self.unsure.contains(&id) && !self.unfit_others.contains(&id)
+    }
+
+    fn watch_progress(&mut self) {
+        let (persisted, last) = (self.log().persisted(), self.log().last_index());
+        if persisted >= last || persisted != self.progress.0 {
+            self.progress = (persisted, self.ticks);
+        }
+        self.note_fitness();
+    }
+
+    fn note_fitness(&mut self) {
+        match (self.unfit(), self.unfit_at) {
+            (Some(_), None) => {
+                self.unfit_at = Some(self.ticks);
+                self.offer_at = self.ticks;
+            }
+            (None, Some(_)) => self.unfit_at = None,
+            _ => {}
+        }
+    }
+
+    /// Whether it lets its election time-out pass.
+    fn is_held_back(&self) -> bool {
+        let raft = &self.raw.raft;
+        // Only a log that is persisted stands for election.
+        raft.raft_log.persisted < raft.raft_log.last_index()
+            || match self.unfit() {
+                None => false,
+                Some(Unfit::NoRoom) => {
+                    raft.election_elapsed + 1 < self.draw + NO_ROOM_PATIENCE_TICKS
+                }
+                Some(Unfit::Retired | Unfit::Stalled) => true,
+            }
     }
 
     fn standing(&self) -> Standing {
@@ -739,6 +854,11 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         } else {
             self.unsure.remove(&m.from);
         }
+        if m.unfit && self.conf().contains(m.from) {
+            self.unfit_others.insert(m.from);
+        } else {
+            self.unfit_others.remove(&m.from);
+        }
         // Followers learn what is committed with the next entries or the next heartbeat, which costs half the messages.
         // Those whose word does not count take it from entries only.
         self.raw.skip_bcast_commit(self.unsure.is_empty());
@@ -779,6 +899,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
                     && m.term == raft.term
                     && log.persisted == last
                     && self.sound()
+                    && self.unfit().is_none()
             }
             // Whoever has forgotten its votes grants one only when it was asked in this life: an old question may be
             // older than a vote that it has forgotten.
@@ -875,6 +996,23 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             self.advance(None)?;
         }
         Ok(())
+    }
+
+    /// A leader that must not lead and could not hand over goes, when the others are enough to elect one of themselves.
+    fn step_down_unfit(&mut self) -> Result<(), Error> {
+        let Some((_, since)) = self.leading.zip(self.unfit_at) else {
+            return Ok(());
+        };
+        let voters = &self.conf().voters;
+        let able = voters
+            .iter()
+            .filter(|&&id| id != self.id && self.may_lead(id));
+        if able.count() < raft::majority(voters.len()) || self.ticks < since + LEAVE_TICKS {
+            return Ok(());
+        }
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, raft::INVALID_ID);
+        self.advance(None)
     }
 
     /// Tells the leader that this member lost something, and asks how far is committed.
@@ -1235,6 +1373,8 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             // Its first entry is the one behind everything that is persisted.
             self.leading = Some((self.raw.raft.term, self.log().last_index() + 1));
             self.offer_at = self.ticks + FIRST_OFFER_TICKS;
+            // It found nobody else, or it would not lead.
+            self.unfit_at = self.unfit_at.map(|_| self.ticks);
             if self.raw.raft.prs().is_singleton() {
                 self.all_voted = Some(self.raw.raft.term);
             }
@@ -1442,9 +1582,13 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             Some(Transfer::Asked { .. }) => {}
             None => {
                 let due = self.opened && self.ticks >= self.offer_at;
-                if let Some(to) = self.preferred.filter(|&to| to != self.id && due) {
+                if let Some(to) = self.heir().filter(|_| due) {
                     let taken = self.transfer(to).is_ok();
-                    self.offer_at = self.ticks + if taken { PREFER_TICKS } else { OFFER_TICKS };
+                    let again = match taken && self.unfit_at.is_none() {
+                        true => PREFER_TICKS,
+                        false => OFFER_TICKS,
+                    };
+                    self.offer_at = self.ticks + again;
                     if taken {
                         return self.follow_up();
                     }
@@ -1453,6 +1597,15 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         }
         self.tell();
         Ok(())
+    }
+
+    /// To whom a leader offers the leadership of its own accord: the preferred member, or, when it must not lead itself,
+    /// whoever can.
+    fn heir(&self) -> Option<u64> {
+        match self.unfit_at {
+            Some(_) => self.successor(),
+            None => self.preferred.filter(|&to| to != self.id),
+        }
     }
 
     fn end_transfer(&mut self) {
@@ -1565,11 +1718,13 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
     }
 
     fn say(&mut self, mut m: PeerMessage) {
+        let unfit = self.unfit_at.is_some();
         let hard = &self.raw.store().hard;
         m.session = hard.session;
         m.to_session = self.sessions.get(&m.to).copied().unwrap_or(0);
         m.unsure = hard.standing != Standing::Sound;
         m.blank = hard.standing == Standing::Blank;
+        m.unfit = unfit;
         m.all_voted = self.leading.is_some() && self.all_voted == Some(self.raw.raft.term);
         self.out.messages.push(m);
     }

@@ -109,6 +109,8 @@ pub struct PeerMessage {
     pub unsure: bool,
     /// Nor its word on terms: it began with an empty volume.
     pub blank: bool,
+    /// The sender must not lead now ([`super::core::Unfit`]).
+    pub unfit: bool,
     /// Handed back as it came; at most [`MAX_CONTEXT`] bytes.
     pub context: Vec<u8>,
     /// Only of [`Type::Snapshot`].
@@ -136,6 +138,7 @@ impl PeerMessage {
             all_voted: false,
             unsure: false,
             blank: false,
+            unfit: false,
             context: Vec::new(),
             snapshot: None,
             entries: Vec::new(),
@@ -154,7 +157,8 @@ impl PeerMessage {
             | u8::from(self.all_voted) << 1
             | u8::from(self.unsure) << 2
             | u8::from(self.blank) << 3
-            | u8::from(self.snapshot.is_some()) << 4;
+            | u8::from(self.snapshot.is_some()) << 4
+            | u8::from(self.unfit) << 5;
         out.extend_from_slice(&[VERSION, self.kind as u8, flags]);
         for n in [
             self.from,
@@ -200,7 +204,7 @@ impl PeerMessage {
         }
         let kind = Type::from_u8(r.u8()?)?;
         let flags = r.u8()?;
-        if flags >= 1 << 5 {
+        if flags >= 1 << 6 {
             return None;
         }
         let mut m = Self::new(kind, r.u64()?, r.u64()?);
@@ -216,6 +220,7 @@ impl PeerMessage {
         m.all_voted = flags & 2 != 0;
         m.unsure = flags & 4 != 0;
         m.blank = flags & 8 != 0;
+        m.unfit = flags & 32 != 0;
         let context = r.u8()? as usize;
         if m.from == 0 || m.to == 0 || m.term == 0 || context > MAX_CONTEXT {
             return None;
@@ -278,7 +283,7 @@ mod tests {
     fn message() -> PeerMessage {
         let mut m = PeerMessage::new(Type::Append, 1, 2);
         (m.session, m.term, m.log_term, m.index, m.commit) = (5, 9, 3, 100, 90);
-        m.all_voted = true;
+        (m.all_voted, m.unfit) = (true, true);
         m.context = b"abc".to_vec();
         m.entries = (0..3)
             .map(|i| Descriptor {

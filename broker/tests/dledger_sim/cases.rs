@@ -5,7 +5,7 @@ use broker::dledger::entry::{Change, EntryLog, Standing};
 
 use crate::world::{Plan, World};
 
-fn group(voters: u64, sync: bool) -> (World, u64) {
+pub(crate) fn group(voters: u64, sync: bool) -> (World, u64) {
     let mut world = World::new(Plan::quiet(voters, sync), false);
     let leads = |w: &World| w.leader().is_some() && w.acknowledged.len() > 10;
     assert!(world.until(10_000, leads), "no leader");
@@ -13,7 +13,7 @@ fn group(voters: u64, sync: bool) -> (World, u64) {
     (world, leader)
 }
 
-fn others(world: &World, leader: u64) -> Vec<u64> {
+pub(crate) fn others(world: &World, leader: u64) -> Vec<u64> {
     world
         .nodes
         .keys()

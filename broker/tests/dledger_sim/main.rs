@@ -5,6 +5,7 @@
 
 mod cases;
 mod disk;
+mod fitness;
 mod measure;
 mod votes;
 mod world;

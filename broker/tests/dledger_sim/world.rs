@@ -187,6 +187,8 @@ pub(crate) struct Node {
     /// SIGSTOP until then.
     paused_until: u64,
     stalled_until: u64,
+    /// Nothing is taken and nothing written: the disk is full.
+    full: bool,
     unclean: bool,
     waiting: Vec<Sent>,
     checked: u64,
@@ -209,6 +211,7 @@ enum Event {
     Compact,
     Restart(u64),
     Heal,
+    Room(u64),
 }
 
 pub(crate) struct World {
@@ -219,6 +222,8 @@ pub(crate) struct World {
     events: BTreeMap<(u64, u64), Event>,
     pub(crate) nodes: BTreeMap<u64, Node>,
     blocked: BTreeSet<(u64, u64)>,
+    /// Messages that never arrive, beside those of chance.
+    pub(crate) swallowed: Box<dyn Fn(&PeerMessage) -> bool>,
     /// What is committed, from index 1 on: term, and hash of everything up to here.
     pub(crate) committed: Vec<(u64, u64)>,
     /// Acknowledged records: index, hash up to here.
@@ -243,6 +248,7 @@ impl World {
             events: BTreeMap::new(),
             nodes: BTreeMap::new(),
             blocked: BTreeSet::new(),
+            swallowed: Box::new(|_| false),
             committed: Vec::new(),
             acknowledged: Vec::new(),
             matching: BTreeMap::new(),
@@ -304,6 +310,7 @@ impl World {
             life: 0,
             paused_until: 0,
             stalled_until: 0,
+            full: false,
             unclean: false,
             waiting: Vec::new(),
             checked: 0,
@@ -420,6 +427,11 @@ impl World {
         }
     }
 
+    /// The member's disk takes nothing from now on, or something again.
+    pub(crate) fn fill_disk(&mut self, id: u64, full: bool) {
+        self.node(id).full = full;
+    }
+
     pub(crate) fn leader(&self) -> Option<u64> {
         let leading =
             |n: &Node| n.member.is_some() && n.role.is_some_and(|r| r.role == Role::Leading);
@@ -469,6 +481,7 @@ impl World {
         self.say(|_| "everything works again".into());
         self.healed = true;
         self.blocked.clear();
+        self.swallowed = Box::new(|_| false);
         self.plan.loss = 0;
         self.plan.double = 0;
         self.plan.max_delay = 5;
@@ -477,6 +490,7 @@ impl World {
             let node = self.node(id);
             node.stalled_until = 0;
             node.paused_until = 0;
+            node.full = false;
             if node.disk.borrow().broken {
                 self.stop(id, |_, disk| disk.flushed);
                 self.node(id).unclean = true;
@@ -606,7 +620,11 @@ impl World {
         };
         match event {
             Event::Tick(id, life) => {
-                self.on(id, SimMember::tick);
+                let room = !self.node(id).full;
+                self.on(id, |member| {
+                    member.set_room(room);
+                    member.tick()
+                });
                 // No two clocks run alike, and some jump.
                 let mut next = TICK_MS - 1 + self.random.below(3);
                 if self.plan.fault_every > 0 && !self.healed && self.random.permille(2) {
@@ -661,6 +679,7 @@ impl World {
                 }
             }
             Event::Heal => self.blocked.clear(),
+            Event::Room(id) => self.fill_disk(id, false),
         }
         if let Some(id) = whom {
             self.check_order(id);
@@ -800,6 +819,10 @@ impl World {
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
+        if node.full {
+            self.at(TICK_MS, Event::Write(id, life));
+            return;
+        }
         node.writing = false;
         let upto = {
             let mut disk = node.disk.borrow_mut();
@@ -908,7 +931,10 @@ impl World {
         }
         let mut bytes = Vec::new();
         m.encode(&mut bytes);
-        if self.blocked.contains(&(m.from, m.to)) || self.random.permille(self.plan.loss) {
+        if self.blocked.contains(&(m.from, m.to))
+            || (self.swallowed)(&m)
+            || self.random.permille(self.plan.loss)
+        {
             return;
         }
         if self.random.permille(self.plan.double) {
@@ -996,7 +1022,7 @@ impl World {
         payload.resize(8 + size, 7);
         let len = disk::frame_len(&payload);
         let mut disk = node.disk.borrow_mut();
-        if disk.broken {
+        if disk.broken || node.full {
             return false;
         }
         let position = disk.place(len.into());
@@ -1118,8 +1144,15 @@ impl World {
                 self.count.stopped += 1;
                 self.freeze(id, ms);
             }
-            65..72 => {
-                let ms = 100 + self.random.below(1500);
+            65..68 => {
+                let ms = 100 + self.random.below(5000);
+                self.say(|_| format!("n{id}: the disk is full for {ms} ms"));
+                self.fill_disk(id, true);
+                self.at(ms, Event::Room(id));
+            }
+            68..72 => {
+                let most = [1500, 6000][self.random.below(2) as usize];
+                let ms = 100 + self.random.below(most);
                 self.say(|_| format!("n{id}: the disk stalls for {ms} ms"));
                 self.stall_disk(id, ms);
             }
