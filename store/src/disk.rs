@@ -8,6 +8,11 @@ pub trait Disk: Send + Sync + 'static {
     /// May write less than given, like `pwritev`.
     fn write_at(&self, file: &File, buffers: &[IoSlice<'_>], position: u64) -> io::Result<usize>;
     fn sync_data(&self, file: &File) -> io::Result<()>;
+    /// Everything that was written to the file system of this folder, where one call does that; `None` where files must
+    /// be synced one by one.
+    fn sync_everything(&self, folder: &File) -> Option<io::Result<()>> {
+        crate::platform::sync_file_system(folder)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,6 +48,29 @@ pub(crate) fn write_all_at(
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
+    }
+    Ok(())
+}
+
+/// Makes zeros of a file from a place on, without changing its length.
+pub(crate) fn zero_from(disk: &dyn Disk, file: &File, mut at: u64, end: u64) -> io::Result<()> {
+    if at >= end || crate::platform::punch_hole(file, at, end - at) {
+        return Ok(());
+    }
+    // A file system without holes: only what is not zero is written over.
+    const STEP: u64 = 1 << 20;
+    let mut buffer = vec![0u8; STEP as usize];
+    let zeros = vec![0u8; STEP as usize];
+    while at < end {
+        let wanted = (end - at).min(STEP) as usize;
+        let n = read_full_at(file, &mut buffer[..wanted], at)?;
+        if n == 0 {
+            break;
+        }
+        if buffer[..n].iter().any(|b| *b != 0) {
+            write_all_at(disk, file, &zeros[..n], at)?;
+        }
+        at += n as u64;
     }
     Ok(())
 }

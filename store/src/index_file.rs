@@ -413,6 +413,8 @@ impl IndexFile {
     /// After an unclean stop: chains are rebuilt from the entries if a slot points beyond the header's count, or if
     /// the machine went down and only entries of records below `trusted` are known to be on disk.
     fn repair(&mut self, trusted: Option<u64>, disk: &dyn Disk) -> io::Result<()> {
+        // What the life that ended wrote may not be on disk yet.
+        self.unsynced = true;
         let mut slots = vec![0; self.shape.slots as usize * 4];
         read_full_at(&self.file, &mut slots, HEADER)?;
         let count = self.header.index_count;

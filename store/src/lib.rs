@@ -24,6 +24,7 @@ mod get;
 mod query;
 
 mod checkpoint;
+mod flush_mark;
 mod kinds;
 mod queue_table;
 mod recovery;

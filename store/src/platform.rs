@@ -40,6 +40,18 @@ pub(crate) fn punch_hole(_file: &File, _at: u64, _len: u64) -> bool {
     false
 }
 
+/// Whether anything was ever written to a file at or behind this place, as far as the system tells.
+#[cfg(target_os = "linux")]
+pub(crate) fn has_data_from(file: &File, at: u64) -> bool {
+    let next = rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at));
+    !matches!(next, Err(rustix::io::Errno::NXIO))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn has_data_from(_file: &File, _at: u64) -> bool {
+    true
+}
+
 /// Says that a part of a file will not be read again soon.
 #[cfg(target_os = "linux")]
 pub(crate) fn let_go(file: &File, at: u64, len: u64) {

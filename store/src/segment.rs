@@ -8,8 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::disk::{Disk, read_full_at, write_all_at};
+use crate::disk::{Disk, read_full_at, write_all_at, zero_from};
 use crate::error::Error;
+
+/// What the page cache holds, and lets go, as one piece.
+const PAGE: u64 = 4096;
+/// What is read and written again at a time.
+const REWRITE_STEP: u64 = 1 << 20;
 
 pub(crate) struct Segment {
     pub(crate) base: u64,
@@ -219,13 +224,66 @@ impl Segments {
     }
 
     /// Makes the folder's entries durable up to this segment.
-    pub(crate) fn sync_entry(&self, segment: &Segment) -> io::Result<()> {
+    fn sync_entry(&self, segment: &Segment) -> io::Result<()> {
         if segment.entry_synced.load(Ordering::Acquire) {
             return Ok(());
         }
         File::open(&self.dir)?.sync_all()?;
         segment.entry_synced.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Writes `from..to`, which lies within the segment, once more with what it holds, so that a sync that follows speaks
+    /// of it. See [`crate::flush_mark`] for why.
+    ///
+    /// After a failure (`failed`) the page cache lets go of each piece first: ext4 remembers with a page where it lies on
+    /// disk, also when writing it there failed and the blocks were never marked as written; only a page that is made
+    /// anew goes that whole way again. Readers see the bytes of the disk in between, so that nobody may read then. What
+    /// is dirty is synced before, so that nothing is let go that is nowhere else.
+    pub(crate) fn rewrite(
+        &self,
+        segment: &Segment,
+        from: u64,
+        to: u64,
+        failed: bool,
+    ) -> io::Result<()> {
+        if failed {
+            self.disk.sync_data(&segment.file)?;
+        }
+        let end = to - segment.base;
+        let mut at = (from - segment.base) / PAGE * PAGE;
+        let mut buffer = vec![0; REWRITE_STEP as usize];
+        while at < end {
+            let piece = &mut buffer[..(end - at).min(REWRITE_STEP) as usize];
+            if read_full_at(&segment.file, piece, at)? < piece.len() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if failed {
+                let pages = (piece.len() as u64).next_multiple_of(PAGE);
+                crate::platform::let_go(&segment.file, at, pages);
+            }
+            write_all_at(&*self.disk, &segment.file, piece, at)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// [`Segments::rewrite`] after a failure, and a sync, of as many segments as it takes.
+    pub(crate) fn rewrite_and_sync(&self, mut from: u64, to: u64) -> Result<(), Error> {
+        while let Some(segment) = self.at(from).filter(|_| from < to) {
+            let end = to.min(segment.end());
+            self.rewrite(&segment, from, end, true)
+                .and_then(|()| self.sync(&segment))
+                .map_err(|e| Error::io("write again", &segment.path, e))?;
+            from = end;
+        }
+        Ok(())
+    }
+
+    /// Makes what is written of this segment durable, its name too.
+    pub(crate) fn sync(&self, segment: &Segment) -> io::Result<()> {
+        self.disk.sync_data(&segment.file)?;
+        self.sync_entry(segment)
     }
 
     /// Deletes the oldest segment; never the last. Returns false if there is nothing to delete.
@@ -245,6 +303,7 @@ impl Segments {
 
     /// Removes every segment: the log goes on at `position` of another history.
     pub(crate) fn clear(&self, position: u64) -> Result<(), Error> {
+        let _creating = self.creating.lock();
         let old = std::mem::take(&mut *self.list.write());
         for segment in old.iter().rev() {
             fs::remove_file(&segment.path).map_err(|e| Error::io("remove", &segment.path, e))?;
@@ -256,6 +315,8 @@ impl Segments {
     /// Everything from `position` on becomes zeros, and later files go: what was there must never be taken for
     /// records again when the next crash makes a scan run past the new end.
     pub(crate) fn cut(&self, position: u64) -> Result<(), Error> {
+        // Who makes a segment ahead must not put it behind one that goes.
+        let _creating = self.creating.lock();
         loop {
             let last = {
                 let mut list = self.list.write();
@@ -272,34 +333,13 @@ impl Segments {
             fs::remove_file(&last.path).map_err(|e| Error::io("remove", &last.path, e))?;
         }
         if let Some(segment) = self.at(position) {
-            self.zero(&segment, position)
-                .map_err(|e| Error::io("zero the end of", &segment.path, e))?;
-        }
-        Ok(())
-    }
-
-    fn zero(&self, segment: &Segment, position: u64) -> io::Result<()> {
-        let at = position - segment.base;
-        if crate::platform::punch_hole(&segment.file, at, segment.size - at) {
-            return Ok(());
-        }
-        // A file system without holes: only what is not zero is written over.
-        let mut buffer = vec![0u8; 1 << 20];
-        let zeros = vec![0u8; 1 << 20];
-        let mut at = at;
-        while at < segment.size {
-            let n = read_full_at(
+            zero_from(
+                &*self.disk,
                 &segment.file,
-                &mut buffer[..(segment.size - at).min(1 << 20) as usize],
-                at,
-            )?;
-            if n == 0 {
-                break;
-            }
-            if buffer[..n].iter().any(|b| *b != 0) {
-                write_all_at(&*self.disk, &segment.file, &zeros[..n], at)?;
-            }
-            at += n as u64;
+                position - segment.base,
+                segment.size,
+            )
+            .map_err(|e| Error::io("zero the end of", &segment.path, e))?;
         }
         Ok(())
     }

@@ -30,6 +30,7 @@ use crate::config::{FlushDiskType, StoreConfig};
 use crate::consume_queue::{ConsumeQueue, ConsumeQueues};
 use crate::disk::{Disk, RealDisk};
 use crate::error::{Error, NotWritable, PutError};
+use crate::flush_mark::FlushMark;
 use crate::frame::{EntryId, FRAME_HEADER, Frame, FrameStamp, FrameTable, begins_frame};
 use crate::get::ColdReaders;
 use crate::handover::Handover;
@@ -226,6 +227,10 @@ pub struct Store {
     flush_done: (Mutex<()>, Condvar),
     /// Held from reading `written` to raising `flushed`; a truncation must not come in between.
     flushing: Mutex<()>,
+    flush_mark: FlushMark,
+    /// What a former life in this run of the kernel wrote ends here: below, what is not flushed is written once more
+    /// before it is synced.
+    inherited: AtomicU64,
     arrival_listeners: RwLock<Vec<ArrivalListener>>,
     watermark_listeners: RwLock<Vec<WatermarkListener>>,
     poison: Mutex<Option<String>>,
@@ -274,7 +279,9 @@ impl Store {
         let root_lock = lock(&root)?;
         crate::kinds::refuse_foreign(&root)?;
         crate::kinds::refuse_other_mode(&config)?;
-        let clean = !abort_file(&config).exists();
+        let (flush_mark, noted) = FlushMark::open(&root)?;
+        let failed = noted.is_some_and(|noted| noted.failed);
+        let clean = !abort_file(&config).exists() && !failed;
         let log = Arc::new(Segments::open(
             config.commit_log_dir(),
             config.segment_size,
@@ -297,12 +304,16 @@ impl Store {
             descriptor_limit(),
             config.delay_levels_ms.clone(),
         )?;
-        let (files, checkpoint, own) = CheckpointFiles::open(&root)?;
+        let (files, checkpoint, mut own) = CheckpointFiles::open(&root)?;
+        if let Some(own) = own.as_mut().filter(|_| failed) {
+            // The machine is up, but what was not synced may be gone from the page cache just as well.
+            own.boot_id = [0; 16];
+        }
         let last_stop = match &own {
             _ if clean => LastStop::Clean,
             Some(own) if is_same_boot(&own.boot_id) => LastStop::Killed,
             // A process that died within its first moments wrote no offsets yet.
-            _ if began_in_this_boot(&config) => LastStop::Killed,
+            _ if began_in_this_boot(&config) && !failed => LastStop::Killed,
             _ => LastStop::PowerLost,
         };
         let stop = match &own {
@@ -333,6 +344,31 @@ impl Store {
             own,
         )?;
         let end = recovered.end;
+        if !clean {
+            queues.distrust_files();
+        }
+        // After a crash the tail may be in the page cache only: the flusher's first round settles it.
+        let bound = config.max_unflushed_bytes + config.tail_ring_bytes as u64;
+        let flushed = match noted {
+            _ if clean => end,
+            // Older than a crash of ours can leave it: another broker went on with this log.
+            Some(noted) if config.frames.is_none() => {
+                noted.flushed.max(end.saturating_sub(bound)).min(end)
+            }
+            Some(noted) => noted.flushed.min(end),
+            // Who counts copies must not count one that a power cut would take.
+            None if config.frames.is_some() => 0,
+            None => end.saturating_sub(config.max_unflushed_bytes / 2),
+        };
+        let flushed = flushed.max(log.min().min(end));
+        flush_mark.begin(flushed)?;
+        let flushed = if failed {
+            log.rewrite_and_sync(flushed, end)?;
+            end
+        } else {
+            flushed
+        };
+        let inherited = if clean || noted.is_none() { 0 } else { end };
         let frames = match config.frames {
             Some(_) => Some(FrameTable::open(log.clone(), end)?),
             None => None,
@@ -407,16 +443,7 @@ impl Store {
             }),
             appended: AtomicU64::new(end),
             written: AtomicU64::new(end),
-            // After a crash the tail may be in the page cache only: the flusher's first round settles it.
-            flushed: AtomicU64::new(if clean {
-                end
-            } else if frames.is_some() {
-                // Who counts copies must not count one that a power cut would take.
-                log.min().min(end)
-            } else {
-                end.saturating_sub(config.max_unflushed_bytes / 2)
-                    .max(log.min().min(end))
-            }),
+            flushed: AtomicU64::new(flushed),
             confirm: AtomicU64::new(recovered.confirm),
             external_confirm: AtomicBool::new(frames.is_some()),
             confirm_limit: AtomicU64::new(recovered.confirm),
@@ -433,6 +460,8 @@ impl Store {
             flush_wanted: Wanted::new(),
             flush_done: (Mutex::new(()), Condvar::new()),
             flushing: Mutex::new(()),
+            flush_mark,
+            inherited: AtomicU64::new(inherited),
             arrival_listeners: RwLock::new(Vec::new()),
             watermark_listeners: RwLock::new(Vec::new()),
             poison: Mutex::new(None),
@@ -666,6 +695,7 @@ impl Store {
     }
 
     pub(crate) fn poison(&self, reason: String) {
+        self.flush_mark.failed();
         {
             let mut poison = self.poison.lock();
             if poison.is_none() {
@@ -782,6 +812,7 @@ impl Store {
         if !self.poisoned.load(Ordering::Acquire) {
             match self.save_offsets(true) {
                 Ok(()) if self.written() == self.appended() => {
+                    self.flush_mark.synced(self.flushed());
                     // A Java broker then trusts what it finds.
                     if let Err(error) = fs::remove_file(abort_file(&self.config)) {
                         tracing::warn!(%error, "the abort file could not be removed");
@@ -789,7 +820,8 @@ impl Store {
                 }
                 Ok(()) => {}
                 Err(error) => {
-                    tracing::error!(error = chain(&error), "the last offsets could not be saved")
+                    tracing::error!(error = chain(&error), "the last offsets could not be saved");
+                    self.background_failed(error);
                 }
             }
         }

@@ -44,10 +44,13 @@ impl Store {
                 from = self.log.min().max(from + 1);
                 continue;
             };
-            let result = self
-                .disk
-                .sync_data(&segment.file)
-                .and_then(|()| self.log.sync_entry(&segment));
+            let inherited = self.inherited.load(Ordering::Relaxed).min(segment.end());
+            let again = if from < inherited {
+                self.log.rewrite(&segment, from, inherited, false)
+            } else {
+                Ok(())
+            };
+            let result = again.and_then(|()| self.log.sync(&segment));
             if let Err(e) = result {
                 // Listeners hear of it, and may shut the store down.
                 drop(flushing);
@@ -58,6 +61,7 @@ impl Store {
         }
         self.flushed_timestamp.store(timestamp, Ordering::Release);
         self.flushed.fetch_max(target, Ordering::AcqRel);
+        self.flush_mark.synced(target);
         self.debug_check();
         drop(flushing);
         {
@@ -253,8 +257,11 @@ impl Store {
             }
             at = end;
         }
-        // Out to the disk now, in the background, rather than within somebody's group commit.
-        segment.file.sync_data().is_ok()
+        // Out to the disk now, in the background, rather than within somebody's group commit. A failure may be one of
+        // records, and is told once only to each who opened the file: so not through the flusher's descriptor.
+        File::open(&segment.path)
+            .and_then(|file| self.disk.sync_data(&file))
+            .is_ok()
     }
 
     pub(super) fn clean_round(&self) {

@@ -48,6 +48,8 @@ impl Store {
         if let Some(index) = &self.index {
             index.truncate_to(position)?;
         }
+        self.flush_mark.cut(position)?;
+        self.inherited.fetch_min(position, Ordering::AcqRel);
         for mark in [
             &self.confirm,
             &self.confirm_limit,
@@ -110,6 +112,8 @@ impl Store {
                 self.log.size()
             )));
         }
+        self.flush_mark.begin(position)?;
+        self.inherited.store(0, Ordering::Release);
         self.log.clear(position)?;
         for mark in [
             &self.confirm,

@@ -11,3 +11,4 @@ mod frames;
 mod logs;
 mod many;
 mod model;
+mod power;

@@ -73,7 +73,8 @@ struct Known {
     end: u64,
 }
 
-fn check(store: &Store, model: &[Known]) {
+/// `floors` is where each queue must go on at least, once nothing of it is left.
+fn check(store: &Store, model: &[Known], floors: [i64; 4]) {
     store.check_invariants();
     assert_eq!(store.written(), store.appended());
     let mut queues: BTreeMap<i32, Vec<&Known>> = BTreeMap::new();
@@ -98,6 +99,11 @@ fn check(store: &Store, model: &[Known]) {
                 .collect::<Vec<_>>()
         );
         assert_eq!(min, known.first().map_or(max, |first| first.queue_offset));
+        let floor = floors[queue_id as usize];
+        assert!(
+            max >= floor,
+            "queue {queue_id} ends at {max}, {floor} was read"
+        );
         assert_eq!(bodies(store, "q", queue_id, min), wanted);
     }
     for known in model.iter().rev().take(3).filter(|k| !k.key.is_empty()) {
@@ -214,6 +220,7 @@ fn run(ops: Vec<Op>) {
     let mut store = open_at(small(root), clock.clone());
     let mut model: Vec<Known> = Vec::new();
     let (mut count, mut durable, mut queues_synced) = (0u32, 0, 0);
+    let mut floors = [0; 4];
     for op in ops {
         // Recovery by checkpoint compares times.
         clock.set(clock.now_ms() + 2_000);
@@ -288,6 +295,7 @@ fn run(ops: Vec<Op>) {
                 crash(store);
                 let _ = fs::remove_dir_all(root.join("consumequeue"));
                 queues_synced = 0;
+                floors = [0; 4];
                 store = open_at(small(root), clock.clone());
             }
             Op::LoseIndex => {
@@ -305,6 +313,7 @@ fn run(ops: Vec<Op>) {
                     fs::remove_file(file).unwrap();
                 }
                 queues_synced = 0;
+                floors = [0; 4];
                 store = open_at(small(root), clock.clone());
             }
             Op::Expire => {
@@ -325,7 +334,12 @@ fn run(ops: Vec<Op>) {
                         lost.is_none_or(|k| store.min_offset("q", queue_id) > k.queue_offset)
                     })
                 });
+                for known in model.iter().filter(|k| gone(k)) {
+                    floors[known.queue_id as usize] = known.queue_offset + 1;
+                }
                 model.retain(|k| !gone(k));
+                // Before a segment goes the queues are on disk as far as it reaches.
+                queues_synced = queues_synced.max(store.min_phy_offset());
                 store.reconfigure(&config);
             }
             Op::Truncate { back } => {
@@ -340,7 +354,7 @@ fn run(ops: Vec<Op>) {
                 queues_synced = queues_synced.min(position);
             }
         }
-        check(&store, &model);
+        check(&store, &model, floors);
         durable = durable.max(store.flushed());
     }
 }
@@ -367,14 +381,37 @@ proptest! {
     }
 }
 
+fn append_to(queue_id: i32, sizes: &[usize], keys: bool) -> Op {
+    Op::Append {
+        queue_id,
+        sizes: sizes.to_vec(),
+        keys,
+    }
+}
+
+#[test]
+fn a_power_cut_after_retention_took_all_of_a_queue() {
+    run(vec![
+        append_to(3, &[0, 0, 1940, 2800], false),
+        append_to(3, &[1628], true),
+        append_to(0, &[1807, 725, 2524, 1920, 2064], true),
+        Op::Expire,
+        Op::Truncate { back: 0 },
+        Op::PowerCut {
+            point: 4_452_903,
+            hole: Some(31_086),
+            seed: 6_111_887_650_530_751_078,
+        },
+        append_to(3, &[895], true),
+        append_to(3, &[422], false),
+        Op::Stop,
+    ]);
+}
+
 /// The index keeps entries of truncated records; none of them may be taken for the begin of a record.
 #[test]
 fn a_power_cut_after_a_truncation() {
-    let append = |sizes: &[usize], keys| Op::Append {
-        queue_id: 0,
-        sizes: sizes.to_vec(),
-        keys,
-    };
+    let append = |sizes: &[usize], keys| append_to(0, sizes, keys);
     run(vec![
         append(&[0], true),
         append(&[0, 0, 0, 0, 0, 0], false),
