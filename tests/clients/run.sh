@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Unmodified clients from their registries against a cluster of two masters and one name server: Apache Java client 4.9.8 and
-# 5.3.3, Go client, mqadmin of both versions, Apache's benchmark programs; and the original servers beside ours on one store or in one group.
+# 5.3.3, Go client, mqadmin of both versions, Apache's benchmark programs; the original servers beside ours on one store or in one group;
+# and a group that elects its master, which loses it.
 #
 #   tests/clients/run.sh                  everything
-#   tests/clients/run.sh java-4.9.8 go    only these parts: java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store-4.9.7 store-5.3.3 replication
+#   tests/clients/run.sh java-4.9.8 go    only these parts: java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store-4.9.7 store-5.3.3 replication dledger
 #   SCENARIOS=sync,pull tests/clients/run.sh java-4.9.8
 #   SERVERS=java tests/clients/run.sh     the same against the original servers (SERVERS_VERSION=4.9.7 or 5.3.3): proves the rig itself
 #   NAMESRV=ours SERVERS=java …           our name server under the original brokers
@@ -14,7 +15,7 @@ cd "$(dirname "$0")" || exit 2
 cache=${ROCKETCLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rocketcluster}
 out=$cache/clients
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store-4.9.7 store-5.3.3 replication)
+[ ${#parts[@]} -gt 0 ] || parts=(java-4.9.8 java-5.3.3 binary-4.9.8 binary-5.3.3 go mqadmin-4.9.8 mqadmin-5.3.3 benchmark-4.9.8 benchmark-5.3.3 store-4.9.7 store-5.3.3 replication dledger)
 servers=${SERVERS:-ours}
 servers_version=${SERVERS_VERSION:-4.9.7}
 work=$out/run-$$
@@ -35,20 +36,21 @@ package() { # package NAME VERSION POM-FOLDER
   fi
 }
 if [ "$servers" = java ]; then # nothing to exchange with itself
-  for i in "${!parts[@]}"; do case ${parts[i]} in store-* | replication) unset 'parts[i]' ;; esac; done
+  for i in "${!parts[@]}"; do case ${parts[i]} in store-* | replication | dledger) unset 'parts[i]' ;; esac; done
 fi
-for v in 4.9.8 5.3.3; do if has "[!s]*-$v" || { [ $v = 4.9.8 ] && { has 'store-*' || has replication; }; }; then package java $v java || exit 1; fi; done
-if has go; then (cd go && go build -o "$out/go-clients" .) || { say "go build failed"; exit 1; }; fi
+for v in 4.9.8 5.3.3; do if has "[!s]*-$v" || has dledger || { [ $v = 4.9.8 ] && { has 'store-*' || has replication; }; }; then package java $v java || exit 1; fi; done
+if has go || has dledger; then (cd go && go build -o "$out/go-clients" .) || { say "go build failed"; exit 1; }; fi
 
 open=(--add-opens=java.base/java.nio=ALL-UNNAMED --add-opens=java.base/sun.nio.ch=ALL-UNNAMED --add-opens=java.base/java.lang=ALL-UNNAMED
   --add-opens=java.base/java.util=ALL-UNNAMED -Dio.netty.tryReflectionSetAccessible=true -XX:+UseSerialGC -XX:TieredStopAtLevel=1)
 
 # ---- the cluster: one name server and two masters, each on a loopback address of its own
-pids=()
+pids=() members=()
 finish() {
   local p
-  for p in "${pids[@]+"${pids[@]}"}"; do kill "$p" 2>/dev/null; done
+  for p in "${pids[@]+"${pids[@]}"}" "${members[@]+"${members[@]}"}"; do kill "$p" 2>/dev/null; done
   for p in "${pids[@]+"${pids[@]}"}"; do wait "$p" 2>/dev/null; done
+  for p in "${members[@]+"${members[@]}"}"; do while kill -0 "$p" 2>/dev/null; do read -rt 0.1 <> <(:) || :; done; done
   for p in $(cat "$work"/home-s*/broker.pid 2>/dev/null); do kill -9 "$p" 2>/dev/null; done
 }
 trap finish EXIT
@@ -150,13 +152,15 @@ client() { # client VERSION ARGUMENTS...: our main class over one version of the
   java "${open[@]}" -Xmx768m -Duser.home="$work" -Drocketmq.client.logRoot="$work/rocketmqlogs" -Drocketmq.client.localOffsetStoreDir="$work/offsets-$version" \
     -Drocketmq.client.logUseSlf4j=false $([ "$servers" = java ] || echo -Drocketcluster.servers=true) ${jvm_extra:-} -cp "$out/java-$version/lib/*" rocketcluster.clients.Main "$@" --namesrv "$namesrv"
 }
-registered() { # both masters are in the name server's table: asked with the wire's own request 106
-  exec 3<>"/dev/tcp/${namesrv%:*}/${namesrv#*:}" || return 1
+cluster_table() { # cluster_table NAMESRV: who is registered there, asked with the wire's own request 106
+  exec 3<>"/dev/tcp/${1%:*}/${1#*:}" || return 1
   local header='{"code":106,"flag":0,"language":"JAVA","opaque":1,"serializeTypeCurrentRPC":"JSON","version":409}'
   printf "\\x00\\x00\\x00\\x$(printf %02x $((${#header} + 4)))\\x00\\x00\\x00\\x$(printf %02x ${#header})%s" "$header" >&3
-  local answer; answer=$(timeout 0.5 cat <&3 | tr -d '\0')
+  timeout 0.5 cat <&3 | tr -d '\0'
   exec 3>&-
-  case $answer in *broker-a*broker-b* | *broker-b*broker-a*) return 0 ;; esac
+}
+registered() { # both masters are in the name server's table
+  case $(cluster_table "$namesrv") in *broker-a*broker-b* | *broker-b*broker-a*) return 0 ;; esac
   return 1
 }
 wait_for 60 "the brokers to register" registered
@@ -168,11 +172,11 @@ part() { # part NAME COMMAND...: in the background, its lines kept
   local name=$1; shift
   ( "$@" > "$work/$name.out" 2> "$work/$name.err"; echo $? > "$work/$name.rc" ) &
 }
-# A reader of a part's lines: the closing one is "N passed, N failed"; without it the part itself failed.
+# A reader of a part's lines: each of its commands closes with "N passed, N failed"; without one the part itself failed.
 collect() {
   local name=$1 closing p f
   grep -E '^(PASS|FAIL) |^    ' "$work/$name.out" | sed "s/^\(PASS\|FAIL\) /\1 $name: /"
-  closing=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$work/$name.out" | tail -n 1)
+  closing=$(awk '/^[0-9]+ passed, [0-9]+ failed$/ { p += $1; f += $3; n++ } END { if (n) print p " passed, " f " failed" }' "$work/$name.out")
   read -r p _ f _ <<< "${closing:-0 passed, 1 failed}"
   [ -n "$closing" ] || { say "FAIL $name: ended without its closing line, exit code $(cat "$work/$name.rc" 2>/dev/null)"; tail -n 20 "$work/$name.err"; }
   passed=$((passed + p)) failed=$((failed + f))
@@ -257,6 +261,35 @@ exchange() { # exchange VERSION NUMBER
   done
   echo "$good passed, $bad failed"
 }
+# Three members of a group, each on a loopback address of its own.
+start_members() {
+  local k address peers=
+  for k in 0 1 2; do peers=$peers${peers:+;}n$k-$net.$((21 + k)):30951; done
+  for k in 0 1 2; do
+    address=$net.$((21 + k))
+    printf '%s\n' brokerClusterName=elected brokerName=broker-d "brokerIP1=$address" "bindAddress=$address" listenPort=30911 httpPort=30913 "namesrvAddr=$net.3:$namesrv_port" \
+      "storePathRootDir=$work/broker-d$k" enableDLegerCommitLog=true dLegerGroup=broker-d "dLegerPeers=$peers" dLegerSelfId=n$k slaveReadEnable=true > "$work/broker-d$k.conf"
+    # One of them is killed: that it ended is no failure.
+    "$bin/mqbroker" -c "$work/broker-d$k.conf" > "$work/broker-d$k.log" 2>&1 &
+    members+=($!)
+    disown $! # or the shell would tell of its death
+  done
+  wait_for 60 "a master of the three" elected_one
+}
+elected_one() { # the three have a master, and it is in the name server's table
+  case $(cluster_table "$net.3:$namesrv_port") in *broker-d*[{,]0:* | *broker-d*'"0":'*) return 0 ;; esac
+  return 1
+}
+# What stock clients do with such a group, and what they see when it loses its master.
+elected() {
+  local namesrv=$net.3:$namesrv_port k pids_of=
+  for k in 0 1 2; do pids_of=$pids_of${pids_of:+,}$net.$((21 + k)):30911=${members[k]}; done
+  "$out/go-clients" -namesrv "$namesrv" > "$work/dledger-go.out" & k=$!
+  client 5.3.3 scenarios --only "${SCENARIOS:-}" --suffix d533
+  wait $k
+  cat "$work/dledger-go.out"
+  client 4.9.8 failover --name broker-d --pids "$pids_of"
+}
 good=0 bad=0
 verdict() { # verdict NAME LOG MUST MUST-NOT
   local line; line=$(grep -E "$3" "$2" | tail -n 1)
@@ -270,15 +303,18 @@ if has 'store-*'; then
   start_namesrv $net.2 namesrv-s
   for v in 4.9.7 5.3.3; do if has store-$v; then part store-$v exchange $v ${#exchanges[@]}; exchanges+=($!); fi; done
 fi
+if has dledger; then start_namesrv $net.3 namesrv-d; start_members; fi
 group java-4.9.8 java-5.3.3 go
 group binary-4.9.8 binary-5.3.3
 if has replication; then part replication original; replication=$!; fi
+if has dledger; then part dledger elected; dledger=$!; fi
 group mqadmin-4.9.8
 group mqadmin-5.3.3
 group benchmark-4.9.8 benchmark-5.3.3
 [ ${#exchanges[@]} -eq 0 ] || wait "${exchanges[@]}"
 for v in 4.9.7 5.3.3; do if has store-$v; then collect store-$v; fi; done
 if has replication; then wait "$replication"; collect replication; fi
+if has dledger; then wait "$dledger"; collect dledger; fi
 alive
 say "$passed passed, $failed failed in $((SECONDS - began)) s"
 if [ $failed -gt 0 ]; then say "failures in: ${broken[*]}; logs in $work"; exit 1; fi

@@ -11,6 +11,7 @@ public final class Main {
           topic      --topic T --queues N                          creates a topic on every master
           store      --topic T --name BROKER --broker ADDRESS --state FILE --seen A,B --cut A --fill C --retain yes
                                                                    finds what was filled in before, fills more in
+          failover   --name BROKER --pids ADDRESS=PID,...           kills the group's master under a producer and a consumer
         """;
 
     private Main() {
@@ -46,6 +47,7 @@ public final class Main {
                 yield 0;
             }
             case "store" -> Store.run(options);
+            case "failover" -> Failover.run(options);
             default -> throw new IllegalArgumentException("unknown mode " + mode);
         };
     }

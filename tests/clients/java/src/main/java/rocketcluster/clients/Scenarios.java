@@ -161,7 +161,7 @@ final class Scenarios {
     }
 
     private static void sync(Rig rig) throws Exception {
-        rig.createTopic();
+        int queues = rig.createTopic().size();
         DefaultMQProducer producer = rig.producer();
         Map<MessageQueue, Long> next = new HashMap<>();
         Set<String> ids = new HashSet<>();
@@ -173,7 +173,7 @@ final class Scenarios {
             equal("DefaultRegion", result.getRegionId(), "region");
             equal(32, result.getOffsetMsgId().length(), "length of the offset message id");
         }
-        equal(8, next.size(), "queues used in turn");
+        equal(queues, next.size(), "queues used in turn");
         Inbox inbox = new Inbox();
         rig.start(rig.newPushConsumer(), "*", inbox);
         inbox.exactly(numbered("sync ", 100), 30);
@@ -284,18 +284,19 @@ final class Scenarios {
 
     /** Two consumers share the queues as soon as the second is there (code 40, not the 20 s tick), and one takes all over when the other leaves. */
     private static void clusteringShared(Rig rig) throws Exception {
-        rig.createTopic();
+        int queues = rig.createTopic().size();
         DefaultMQProducer producer = rig.producer();
         Inbox first = new Inbox();
         Inbox second = new Inbox();
         DefaultMQPushConsumer one = rig.start(rig.newPushConsumer(), "*", first);
-        until(30, "all 8 queues at the first consumer", () -> owned(one, rig.topic).size() == 8);
+        until(30, "all queues at the first consumer", () -> owned(one, rig.topic).size() == queues);
         sendAll(producer, rig.topic, numbered("alone ", 16));
         first.exactly(numbered("alone ", 16), 15);
 
         DefaultMQPushConsumer two = rig.newPushConsumer();
         rig.start(two, "*", second);
-        until(10, "4 queues at each consumer", () -> owned(one, rig.topic).size() == 4 && owned(two, rig.topic).size() == 4);
+        until(10, "half of the queues at each consumer",
+            () -> owned(one, rig.topic).size() == queues / 2 && owned(two, rig.topic).size() == queues / 2);
         Set<MessageQueue> both = owned(one, rig.topic);
         both.retainAll(owned(two, rig.topic));
         check(both.isEmpty(), "queues owned by both: " + both);
@@ -314,7 +315,7 @@ final class Scenarios {
         equal(32L, second.all().stream().filter(message -> shared.contains(body(message))).count(), "messages received by the second");
 
         two.shutdown();
-        until(10, "all 8 queues back at the first consumer", () -> owned(one, rig.topic).size() == 8);
+        until(10, "all queues back at the first consumer", () -> owned(one, rig.topic).size() == queues);
         sendAll(producer, rig.topic, numbered("again ", 16));
         first.atLeast(numbered("again ", 16), 15);
     }
@@ -361,7 +362,7 @@ final class Scenarios {
         consumer.setInstanceName(rig.instance());
         consumer.start();
         rig.onClose(consumer::shutdown);
-        equal(8, consumer.fetchSubscribeMessageQueues(rig.topic).size(), "queues to subscribe");
+        equal(queues.size(), consumer.fetchSubscribeMessageQueues(rig.topic).size(), "queues to subscribe");
         long offset = 0;
         List<String> bodies = new ArrayList<>();
         while (offset < 40) {
@@ -530,7 +531,7 @@ final class Scenarios {
     }
 
     private static void delayLevels(Rig rig) throws Exception {
-        rig.createTopic();
+        int queues = rig.createTopic().size();
         Map<String, Long> arrived = new ConcurrentHashMap<>();
         Inbox inbox = new Inbox();
         DefaultMQPushConsumer consumer = rig.newPushConsumer();
@@ -541,7 +542,7 @@ final class Scenarios {
             return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
         });
         rig.start(consumer);
-        until(30, "all 8 queues at the consumer", () -> owned(consumer, rig.topic).size() == 8);
+        until(30, "all queues at the consumer", () -> owned(consumer, rig.topic).size() == queues);
         DefaultMQProducer producer = rig.producer();
         Map<String, Long> sent = new HashMap<>();
         int[] seconds = {0, 1, 5, 10};
@@ -756,7 +757,7 @@ final class Scenarios {
 
     /** A message reaches a waiting push consumer at once, not at the next sweep of held pulls. */
     private static void pushLatency(Rig rig) throws Exception {
-        rig.createTopic();
+        int queues = rig.createTopic().size();
         Map<String, Long> arrived = new ConcurrentHashMap<>();
         DefaultMQPushConsumer consumer = rig.newPushConsumer();
         consumer.subscribe(rig.topic, "*");
@@ -765,7 +766,7 @@ final class Scenarios {
             return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
         });
         rig.start(consumer);
-        until(30, "all 8 queues at the consumer", () -> owned(consumer, rig.topic).size() == 8);
+        until(30, "all queues at the consumer", () -> owned(consumer, rig.topic).size() == queues);
         DefaultMQProducer producer = rig.producer();
         List<Long> latencies = new ArrayList<>();
         for (int i = 0; i < 40; i++) {
