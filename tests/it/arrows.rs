@@ -9,6 +9,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("remoting", &[]),
     ("store", &[]),
     ("operator-core", &[]),
+    ("fault-proxy", &[]),
     ("namesrv", &["remoting"]),
     ("broker", &["remoting", "store"]),
     ("operator", &["operator-core", "remoting"]),

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use broker::config::BrokerRole;
 use broker::role::MasterAddress;
 use broker::{Broker, BrokerConfig};
+use fault_proxy::{Direction, Faults, Proxy};
 use remoting::protocol::{request_code, response_code};
 use remoting::{Admin, ClientConfig, RemotingClient, RemotingCommand};
 use store::{Clock, SystemClock};
-use tests::proxy::{Direction, Faults, Proxy};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);

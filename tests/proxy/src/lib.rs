@@ -1,8 +1,10 @@
-//! A TCP proxy that misbehaves on command: it stands between two servers in this process and delays, throttles, holds, tears or
+//! A TCP proxy that misbehaves on command: it stands between two servers of a test and delays, throttles, holds, tears or
 //! closes what they say to each other, each direction by itself.
 //!
 //! What is held is not lost but late, as behind a cable that was pulled and put back: TCP sends it again. A connection that is
 //! closed or torn ends with a reset, as when its machine went down.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
 
 use std::collections::VecDeque;
 use std::io;
@@ -88,7 +90,12 @@ impl Drop for Proxy {
 impl Proxy {
     /// Listens on a free port of `host` and passes on to `server`.
     pub async fn start(host: IpAddr, server: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind((host, 0)).await?;
+        Self::start_at(SocketAddr::new(host, 0), server).await
+    }
+
+    /// Listens there and passes on to `server`.
+    pub async fn start_at(address: SocketAddr, server: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let orders = watch::Sender::new(Orders::default());
         let counters = Arc::new(Counters::default());
