@@ -354,7 +354,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             hard.standing = hard.standing.max(Standing::Behind);
         }
         // A new life, also when the clock was set back.
-        hard.session = (hard.session + 1).max(settings.now_ms);
+        hard.session = hard.session.saturating_add(1).max(settings.now_ms);
         hard.commit = hard.commit.clamp(base.index, log.last_index());
         if log
             .term(log.last_index())
@@ -502,6 +502,9 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
     /// A message came, and the frames of its entries behind each other. What no member would say is refused without a
     /// trace, as if it had been lost.
     pub fn step(&mut self, mut m: PeerMessage, frames: &[u8]) -> Result<(), Error> {
+        if m.to == self.id && m.from != self.id && m.to_session > self.session() {
+            self.outlive(m.to_session)?;
+        }
         if !self.admit(&mut m, frames) {
             return Ok(());
         }
@@ -974,6 +977,13 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
 
     fn session(&self) -> u64 {
         self.raw.store().hard.session
+    }
+
+    /// An earlier life of this member, before its volume was emptied, has a later begin: the clock was set back. To those who
+    /// heard of it, all that this one says would be older.
+    fn outlive(&mut self, session: u64) -> Result<(), Error> {
+        self.raw.mut_store().hard.session = session.saturating_add(1);
+        self.save()
     }
 
     fn rejoin_context(&self) -> Vec<u8> {

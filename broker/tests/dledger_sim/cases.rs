@@ -466,3 +466,21 @@ fn where_to_begin_is_told_again_when_it_was_lost() {
     world.for_ms(3_000);
     world.heal();
 }
+
+/// Its earlier life began, by its clock, later than this one; those who heard of that one did not listen to a leader any more.
+#[test]
+fn a_member_whose_volume_was_lost_and_whose_clock_went_back_is_listened_to() {
+    let mut plan = Plan::quiet(3, true);
+    plan.preferred = Some(1);
+    let mut world = World::new(plan, false);
+    world.now = 1_000_000;
+    assert!(world.until(10_000, |w| w.leader() == Some(1)));
+    world.kill(1);
+    world.start(1);
+    assert!(world.until(30_000, |w| w.leader() == Some(1)));
+    world.empty(1);
+    world.late = 500_000;
+    world.start(1);
+    assert!(world.until(30_000, |w| w.leader() == Some(1)));
+    world.heal();
+}

@@ -19,6 +19,8 @@ pub(crate) struct Disk {
     pub(crate) frames: Vec<(Descriptor, Vec<u8>)>,
     /// Last index that the group knows of.
     pub(crate) adopted: u64,
+    /// Up to where the log was compared with those of the others.
+    pub(crate) compared: u64,
     /// Indices that a crash of the process, of the machine, leaves.
     pub(crate) written: u64,
     pub(crate) flushed: u64,
@@ -71,6 +73,7 @@ impl Disk {
         self.frames.truncate((index - self.base.index - 1) as usize);
         self.chains.split_off(&index);
         self.adopted = self.adopted.min(index - 1);
+        self.compared = self.compared.min(index - 1);
         self.written = self.written.min(index - 1);
         self.flushed = self.flushed.min(index - 1);
     }
@@ -132,6 +135,12 @@ pub(crate) fn frame_len(payload: &[u8]) -> u32 {
 
 pub(crate) fn payload(frame: &[u8]) -> &[u8] {
     &frame[HEADER..]
+}
+
+/// Which try to send a frame of records is.
+pub(crate) fn record(frame: &[u8]) -> u64 {
+    let id = payload(frame).first_chunk().expect("a record of a sender");
+    u64::from_be_bytes(*id)
 }
 
 #[derive(Clone)]
@@ -257,6 +266,7 @@ impl EntryLog for SimLog {
         disk.chains.clear();
         disk.base = base;
         disk.adopted = base.index;
+        disk.compared = base.index;
         disk.written = base.index;
         disk.flushed = base.index;
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -127,6 +128,10 @@ pub(crate) struct Told {
     pub(crate) broken_disks: u64,
     pub(crate) stopped: u64,
     pub(crate) partitions: u64,
+    pub(crate) broken_connections: u64,
+    pub(crate) reads: u64,
+    pub(crate) reads_at_leaders: u64,
+    pub(crate) reads_at_deposed_leaders: u64,
     pub(crate) changes: u64,
     pub(crate) hand_overs: u64,
     pub(crate) snapshots: u64,
@@ -135,7 +140,7 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    fn fields(&mut self) -> [&mut u64; 16] {
+    fn fields(&mut self) -> [&mut u64; 20] {
         [
             &mut self.events,
             &mut self.acknowledged,
@@ -148,6 +153,10 @@ impl Told {
             &mut self.broken_disks,
             &mut self.stopped,
             &mut self.partitions,
+            &mut self.broken_connections,
+            &mut self.reads,
+            &mut self.reads_at_leaders,
+            &mut self.reads_at_deposed_leaders,
             &mut self.changes,
             &mut self.hand_overs,
             &mut self.snapshots,
@@ -165,7 +174,7 @@ impl Told {
 
     pub(crate) fn assert_rich(mut self) {
         let text = format!("{self:?}");
-        assert!(self.fields().into_iter().all(|n| *n >= 50), "{text}");
+        assert!(self.fields().into_iter().all(|n| *n >= 20), "{text}");
     }
 }
 
@@ -206,6 +215,7 @@ enum Event {
     Flush(u64, u64, u64),
     Pump(u64, u64),
     Send,
+    Read,
     Fault,
     Membership,
     Compact,
@@ -217,7 +227,11 @@ enum Event {
 pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) random: Random,
+    /// For what changes nothing: with and without it the rest is the same.
+    aside: Random,
     pub(crate) now: u64,
+    /// By so much the clocks of members that start are behind.
+    pub(crate) late: u64,
     seq: u64,
     events: BTreeMap<(u64, u64), Event>,
     pub(crate) nodes: BTreeMap<u64, Node>,
@@ -231,6 +245,8 @@ pub(crate) struct World {
     /// (index, term) → hash up to here: two logs that agree in one entry agree in all before.
     matching: BTreeMap<(u64, u64), u64>,
     pub(crate) leaders: BTreeMap<u64, u64>,
+    /// Records that are committed, by the tries of the senders.
+    taken: BTreeSet<u64>,
     next_id: u64,
     loud: bool,
     healed: bool,
@@ -243,7 +259,9 @@ impl World {
     pub(crate) fn new(plan: Plan, loud: bool) -> Self {
         let mut world = Self {
             random: Random(plan.seed),
+            aside: Random(!plan.seed),
             now: 1000,
+            late: 0,
             seq: 0,
             events: BTreeMap::new(),
             nodes: BTreeMap::new(),
@@ -253,6 +271,7 @@ impl World {
             acknowledged: Vec::new(),
             matching: BTreeMap::new(),
             leaders: BTreeMap::new(),
+            taken: BTreeSet::new(),
             next_id: 0,
             loud,
             healed: false,
@@ -265,6 +284,7 @@ impl World {
             world.start(id);
         }
         world.at(1, Event::Send);
+        world.at(1, Event::Read);
         if world.plan.fault_every > 0 {
             world.at(1000, Event::Fault);
         }
@@ -303,6 +323,9 @@ impl World {
     pub(crate) fn start(&mut self, id: u64) {
         let configured = self.configured(id);
         let sync = self.plan.sync[id as usize - 1];
+        // Machines do not agree on the time, and some come back with an earlier one.
+        let late = self.late + self.aside.below(5) * self.aside.below(1000);
+        let now_ms = self.now.saturating_sub(late);
         let node = self.nodes.entry(id).or_insert_with(|| Node {
             disk: Rc::default(),
             member: None,
@@ -335,7 +358,7 @@ impl World {
             conf: configured,
             preferred: self.plan.preferred,
             unclean: std::mem::take(&mut node.unclean) && !sync,
-            now_ms: self.now,
+            now_ms,
             seed: self.plan.seed ^ node.life << 32,
         };
         let member = Member::new(
@@ -652,6 +675,18 @@ impl World {
                     self.send();
                 }
             }
+            Event::Read => {
+                let wait = 1 + self.aside.below(4 * self.plan.send_every);
+                self.at(wait, Event::Read);
+                let mut whom = self.up();
+                if self.aside.permille(700) {
+                    // All who say that they lead, of whom one may be wrong.
+                    whom.retain(|id| self.nodes[id].role.is_some_and(|r| r.role == Role::Leading));
+                }
+                if let Some(id) = self.aside.pick(&whom) {
+                    self.read(id);
+                }
+            }
             Event::Fault => {
                 if !self.healed {
                     let wait = 1 + self.random.below(2 * self.plan.fault_every);
@@ -759,6 +794,14 @@ impl World {
         );
         {
             let mut disk = node.disk.borrow_mut();
+            // Log matching: of whatever came to lie in the log.
+            for index in disk.compared.max(disk.base.index) + 1..=disk.adopted {
+                let term = disk.frame(index).expect("an entry of the log").0.term;
+                let chain = disk.chain(index);
+                let known = *self.matching.entry((index, term)).or_insert(chain);
+                assert_eq!(known, chain, "n{id}: entry {index} of term {term} differs");
+            }
+            disk.compared = disk.adopted;
             let base = disk.base.index;
             if base > 0 && !disk.chains.contains_key(&base) {
                 let known = self.committed[base as usize - 1].1;
@@ -789,6 +832,10 @@ impl World {
             self.say(|_| format!("n{id} {now:?}"));
             if now.role == Role::Leading && before.is_none_or(|b| b.role != Role::Leading) {
                 self.check_acknowledged(id, now.term);
+                // Whoever led before may not know it yet.
+                for other in self.up().into_iter().filter(|&other| other != id) {
+                    self.read(other);
+                }
             }
         }
         if let Some(commit) = commit {
@@ -843,7 +890,7 @@ impl World {
         node.told = commit;
         let disk = node.disk.borrow();
         for index in node.checked.max(disk.base.index) + 1..=commit.index {
-            let (d, _) = disk.frame(index).expect("what is committed is in the log");
+            let (d, frame) = disk.frame(index).expect("what is committed is in the log");
             let of_this = (d.term, disk.chain(index));
             match self.committed.get(index as usize - 1) {
                 Some(known) => {
@@ -852,6 +899,13 @@ impl World {
                 None => {
                     assert_eq!(self.committed.len() as u64, index - 1);
                     self.committed.push(of_this);
+                    if d.kind == Kind::Records {
+                        let once = self.taken.insert(disk::record(frame));
+                        assert!(
+                            once,
+                            "n{id}: one try to send is committed twice, as {index} too"
+                        );
+                    }
                 }
             }
             if index == commit.index {
@@ -867,10 +921,7 @@ impl World {
         for sent in done {
             let disk = node.disk.borrow();
             let frame = &disk.frame(sent.index).expect("an acknowledged frame").1;
-            assert!(
-                disk::payload(frame).starts_with(&sent.id.to_be_bytes()),
-                "another record lies there"
-            );
+            assert_eq!(disk::record(frame), sent.id, "another record lies there");
             assert!(
                 sent.index > sent.after,
                 "a record came before one that was acknowledged before it was sent"
@@ -899,6 +950,39 @@ impl World {
                 );
             }
         }
+    }
+
+    /// Somebody asks a member how far its log can be read. Who leads shows all that was acknowledged in its term and before;
+    /// who was deposed and does not know it yet lacks only what later leaders acknowledged.
+    fn read(&mut self, id: u64) {
+        let node = &self.nodes[&id];
+        self.count.reads += 1;
+        let Some(RoleNow {
+            role: Role::Leading,
+            term,
+            ..
+        }) = node.role
+        else {
+            return;
+        };
+        self.count.reads_at_leaders += 1;
+        if self
+            .leaders
+            .keys()
+            .next_back()
+            .is_some_and(|newest| *newest > term)
+        {
+            self.count.reads_at_deposed_leaders += 1;
+        }
+        let shown = node.told.index;
+        let hidden = self
+            .acknowledged
+            .iter()
+            .find(|(index, _)| *index > shown && self.committed[*index as usize - 1].0 <= term);
+        assert_eq!(
+            hidden, None,
+            "n{id} leads in term {term} and shows entries up to {shown} only"
+        );
     }
 
     fn check_order(&self, id: u64) {
@@ -956,7 +1040,6 @@ impl World {
             self.at(wait, Event::Deliver(bytes, frames));
             return;
         }
-        let before = node.disk.borrow().adopted;
         let standing = node.member.as_ref().map(|m| m.hard_state().standing);
         self.on(to, |member| member.step(m, &frames));
         let Some(node) = self.nodes.get(&to) else {
@@ -970,20 +1053,6 @@ impl World {
         {
             self.count.recovered += 1;
         }
-        // Log matching, of whatever was appended from another.
-        let disk = node.disk.borrow();
-        for index in before.min(disk.adopted).max(disk.base.index) + 1..=disk.adopted {
-            if let Some((d, _)) = disk.frame(index) {
-                let chain = disk.chain(index);
-                let known = *self.matching.entry((index, d.term)).or_insert(chain);
-                assert_eq!(
-                    known, chain,
-                    "n{to}: entry {index} of term {} differs",
-                    d.term
-                );
-            }
-        }
-        drop(disk);
         self.check_order(to);
     }
 
@@ -1156,7 +1225,22 @@ impl World {
                 self.say(|_| format!("n{id}: the disk stalls for {ms} ms"));
                 self.stall_disk(id, ms);
             }
-            72..90 => {
+            72..76 => {
+                let Some(other) = self.random.pick(&all) else {
+                    return;
+                };
+                self.say(|_| format!("connections between n{id} and n{other} break"));
+                self.count.broken_connections += 1;
+                for (one, another) in [(id, other), (other, id)] {
+                    if self.up().contains(&one) {
+                        self.on(one, |m| {
+                            m.peer_lost(another);
+                            Ok::<_, Infallible>(())
+                        });
+                    }
+                }
+            }
+            76..90 => {
                 self.count.partitions += 1;
                 match self.random.below(3) {
                     0 => {
