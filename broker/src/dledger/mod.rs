@@ -12,6 +12,7 @@
 pub mod core;
 pub mod entry;
 pub mod gate;
+mod greeting;
 pub mod log;
 pub mod message;
 mod metrics;

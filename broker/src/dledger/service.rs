@@ -19,14 +19,11 @@ use super::core::{Error, Member, Output, Refused, Role, Settings, Status, TICK_M
 use super::entry::{Change, Conf, Standing};
 use super::gate::Gate;
 use super::log::{FileState, Stamper, StoreLog};
-use super::message::PeerMessage;
-use super::transport::{Identity, Receiver, Transport};
+use super::transport::{Delivery, Identity, Receiver, Transport};
 use crate::broker::Broker;
 use crate::config::DLedgerConfig;
 use crate::role::{self, MasterAddress};
 
-/// Bytes of messages that wait for the group's thread; a connection that brings more waits.
-const INBOX_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes that may wait to be committed; further sends are answered SYSTEM_BUSY.
 const MAX_UNCOMMITTED_BYTES: u64 = 256 * 1024 * 1024;
 /// After the thread could not run for long (SIGSTOP, a stalled disk), so many ticks are made up for.
@@ -43,7 +40,7 @@ const PERM_RW: i32 = 6;
 type Answer<T> = mpsc::SyncSender<T>;
 
 enum Event {
-    Message(PeerMessage, Vec<u8>),
+    Message(Delivery),
     Lost(u64),
     Transfer(Option<u64>, Answer<Result<(), Refused>>),
     Change(Change, Answer<Result<(), Refused>>),
@@ -54,30 +51,23 @@ enum Event {
 struct Inbox {
     events: Mutex<Events>,
     came: Condvar,
-    room: Condvar,
 }
 
+/// Messages are bounded by the room that the transport gives each member; nothing else comes often.
 #[derive(Default)]
 struct Events {
     queue: VecDeque<Event>,
-    bytes: usize,
     poked: bool,
     /// Nobody takes anything any more.
     closed: bool,
 }
 
 impl Inbox {
-    /// Waits for room.
     fn push(&self, event: Event) {
-        let bytes = size(&event);
         let mut events = self.events.lock();
-        while !events.closed && events.bytes > 0 && events.bytes + bytes > INBOX_BYTES {
-            self.room.wait(&mut events);
-        }
         if events.closed {
             return;
         }
-        events.bytes += bytes;
         events.queue.push_back(event);
         self.came.notify_one();
     }
@@ -94,7 +84,6 @@ impl Inbox {
         let mut events = self.events.lock();
         events.closed = true;
         events.queue.clear();
-        self.room.notify_all();
     }
 
     fn take(&self, until: Instant) -> VecDeque<Event> {
@@ -105,16 +94,7 @@ impl Inbox {
             }
         }
         events.poked = false;
-        events.bytes = 0;
-        self.room.notify_all();
         std::mem::take(&mut events.queue)
-    }
-}
-
-fn size(event: &Event) -> usize {
-    match event {
-        Event::Message(_, frames) => frames.len() + 256,
-        _ => 0,
     }
 }
 
@@ -125,17 +105,20 @@ struct Ears {
 }
 
 impl Receiver for Ears {
-    fn message(&self, message: PeerMessage, frames: Vec<u8>) {
-        self.inbox.push(Event::Message(message, frames));
+    fn message(&self, delivery: Delivery) {
+        self.inbox.push(Event::Message(delivery));
     }
 
     fn lost(&self, id: u64) {
         self.inbox.push(Event::Lost(id));
     }
 
-    fn greeted(&self, id: u64, address: String) {
-        self.addresses.lock().insert(id, address);
+    fn greeted(&self, caller: &Identity) -> Result<(), String> {
+        let mut addresses = self.addresses.lock();
+        addresses.insert(caller.id, caller.address.clone());
+        drop(addresses);
         self.inbox.poke();
+        Ok(())
     }
 }
 
@@ -225,6 +208,8 @@ impl Group {
                 id: config.id,
                 group: config.group.clone(),
                 address: broker.address().to_owned(),
+                segment_size: store.segment_size(),
+                sync_flush: flushed,
             },
             prepared.listener,
             Arc::new(Ears {
@@ -264,7 +249,6 @@ impl Group {
                     *told.lock() = Some(reason);
                     driver.resign();
                 }
-                // The transport's thread may be waiting for room.
                 driver.inbox.close();
                 driver.transport.stop();
             })?;
@@ -441,7 +425,7 @@ impl Driver {
             let events = self.inbox.take(next);
             for event in events {
                 match event {
-                    Event::Message(message, frames) => self.member.step(message, &frames)?,
+                    Event::Message(m) => self.member.step(m.message, &m.frames)?,
                     Event::Lost(id) => self.member.peer_lost(id),
                     Event::Transfer(to, answer) => {
                         let to = to.or_else(|| self.member.successor());
