@@ -580,6 +580,15 @@ impl ConsumeQueues {
             },
         )?;
         self.follow(queue);
+        // Our own offsets say already that all this is on disk, and retention relies on that.
+        let io = |e| Error::io("write", &queue.dir, e);
+        self.write_queue(&mut self.files.lock(), queue)
+            .map_err(io)?;
+        let files = queue.inner.lock().files.clone();
+        for base in files {
+            let file = self.file(queue, base, false).map_err(io)?;
+            self.disk.sync_data(&file).map_err(io)?;
+        }
         self.correct_min(queue, self.log.min())
     }
 

@@ -96,6 +96,31 @@ impl Ring {
         RingTail { chunk, position }
     }
 
+    /// Forgets what lies at `position` and behind it; the log goes on there. What readers hold stays as it is.
+    pub(crate) fn cut(&self, position: u64) -> RingTail {
+        let mut chunks = self.chunks.write();
+        while chunks.back().is_some_and(|chunk| chunk.base >= position) {
+            chunks.pop_back();
+        }
+        match chunks.pop_back().filter(|chunk| chunk.start < position) {
+            Some(last) => {
+                let chunk = if position < last.end() {
+                    let shorter = Chunk::new(last.base, last.start, None);
+                    shorter.push(last.slice(last.start, position));
+                    Arc::new(shorter)
+                } else {
+                    last
+                };
+                chunks.push_back(chunk.clone());
+                RingTail { chunk, position }
+            }
+            None => {
+                drop(chunks);
+                self.reset(position)
+            }
+        }
+    }
+
     /// Bytes that may lie between `written` and the end: the chunk at either end may be held only in part.
     pub(crate) fn capacity(&self) -> u64 {
         ((self.max_chunks - 1) * CHUNK) as u64

@@ -26,3 +26,23 @@ fn bytes_come_back_across_chunks_until_they_are_pushed_out() {
     assert_eq!(read(&ring, start + 10, start + 16).unwrap(), b"abcdef");
     assert_eq!(tail.position, start + 16 + CHUNK as u64);
 }
+
+#[test]
+fn what_is_cut_is_gone_and_what_stays_can_be_read_on() {
+    let start = CHUNK as u64 - 8;
+    let (ring, mut tail) = Ring::new(4 * CHUNK, start);
+    ring.push(&mut tail, b"0123456789");
+    let held = ring.chunk_at(start).unwrap();
+    let mut tail = ring.cut(start + 4);
+    assert_eq!(held.slice(start, start + 8), b"01234567", "as it was");
+    ring.push(&mut tail, b"abcdef");
+    assert_eq!(read(&ring, start, start + 10).unwrap(), b"0123abcdef");
+    // At a chunk's border, and everything.
+    let mut tail = ring.cut(CHUNK as u64);
+    assert_eq!(read(&ring, start, start + 9), None);
+    ring.push(&mut tail, b"xy");
+    assert_eq!(read(&ring, start, start + 10).unwrap(), b"0123abcdxy");
+    let tail = ring.cut(start);
+    assert_eq!((tail.position, ring.oldest()), (start, start));
+    assert_eq!(read(&ring, start, start + 1), None);
+}

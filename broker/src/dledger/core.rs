@@ -878,11 +878,12 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
                     return false;
                 }
                 let mut rest = frames;
-                m.entries.iter().all(|e| {
+                let whole = m.entries.iter().all(|e| {
                     let (frame, behind) = rest.split_at(e.len as usize);
                     rest = behind;
                     self.log().verify(e, frame)
-                })
+                });
+                whole && (frames.is_empty() || self.log_mut().has_room(frames.len() as u64))
             }
             Type::Heartbeat => {
                 // Who lost a tail must not take the leader's word for what its log holds.

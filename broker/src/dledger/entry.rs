@@ -97,8 +97,12 @@ pub trait EntryLog {
     /// and checksums. Asked before the entry is accepted.
     fn verify(&self, entry: &Descriptor, frame: &[u8]) -> bool;
 
+    /// Whether frames of so many bytes find room now. Asked before the message that brings them is looked at: while the
+    /// disk is full, or too far behind, it is as good as lost, and the leader sends it again. May wait for a moment.
+    fn has_room(&mut self, bytes: u64) -> bool;
+
     /// A follower's append: `entry.index` is `last_index() + 1`; where `entry.position` is the begin of the next
-    /// segment, the rest of this one is filled up as upstream fills it. Waits for room in the ring when it must.
+    /// segment, the rest of this one is filled up as upstream fills it. There was room for it.
     fn append(&mut self, entry: &Descriptor, frame: &[u8]) -> io::Result<()>;
 
     /// A leader's append of an entry of Raft's own at the end, wherever that is. The gate is closed.

@@ -13,10 +13,12 @@ use store::{EntryId, FRAME_HEADER, Frame, FrameStamp, PutError, Store};
 use super::entry::{Base, Descriptor, EntryLog, HardState, Kind, StateFile};
 use super::gate::{Closed, Gate};
 
-/// An entry waits this long for room in the ring or for the disk before the member gives up.
-const ROOM_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two looks at whether there is room.
-const ROOM_STEP: Duration = Duration::from_millis(50);
+/// What the log holds at the start is on disk by then.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
+/// A disk that is behind gets so long before what comes is refused, and is given no more time for so long after that:
+/// heartbeats and votes wait meanwhile.
+const ROOM_PATIENCE: Duration = Duration::from_millis(50);
+const ROOM_REST: Duration = Duration::from_millis(200);
 
 fn failed(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::other(error)
@@ -30,13 +32,15 @@ pub struct StoreLog {
     last: u64,
     /// Index and end of entries that were not persisted when somebody last looked, ascending.
     unpersisted: VecDeque<(u64, u64)>,
+    /// When there was no room for the last time.
+    refused: Option<Instant>,
 }
 
 impl StoreLog {
     /// Over a store that was just opened. What it holds becomes durable first, so that all of it counts.
     pub fn new(store: Arc<Store>, flushed: bool) -> io::Result<Self> {
         let end = store.written();
-        if flushed && !store.wait_flushed(end, ROOM_TIMEOUT) {
+        if flushed && !store.wait_flushed(end, FLUSH_TIMEOUT) {
             return Err(io::Error::other("what the log holds could not be flushed"));
         }
         Ok(Self {
@@ -44,6 +48,7 @@ impl StoreLog {
             store,
             flushed,
             unpersisted: VecDeque::new(),
+            refused: None,
         })
     }
 
@@ -70,20 +75,6 @@ impl StoreLog {
             .map_err(failed)?
             .filter(|f| f.term == entry.term && f.position == entry.position)
             .ok_or_else(|| io::Error::other(format!("entry {} is not in the log", entry.index)))
-    }
-
-    /// Tries until there is room; the bound on what is unwritten gives way as soon as the disk does.
-    fn until_room<T>(&self, mut put: impl FnMut() -> Result<T, PutError>) -> io::Result<T> {
-        let since = Instant::now();
-        loop {
-            match put() {
-                Err(PutError::Busy(_)) if since.elapsed() < ROOM_TIMEOUT => {
-                    self.store.drive();
-                    self.store.wait_flushed(self.store.written(), ROOM_STEP);
-                }
-                other => return other.map_err(failed),
-            }
-        }
     }
 }
 
@@ -144,11 +135,32 @@ impl EntryLog for StoreLog {
         })
     }
 
+    fn has_room(&mut self, bytes: u64) -> bool {
+        if !self.store.has_room(bytes) {
+            // What was appended and not yet written is the first to make room.
+            self.store.drive();
+        }
+        let rests = self.refused.is_some_and(|at| at.elapsed() < ROOM_REST);
+        if !self.store.has_room(bytes) && !rests {
+            self.store.wait_flushed(self.store.written(), ROOM_PATIENCE);
+        }
+        let room = self.store.has_room(bytes);
+        if room {
+            self.refused = None;
+        } else if !rests {
+            tracing::warn!("what the leader sends is refused: the disk is full, or too far behind");
+            self.refused = Some(Instant::now());
+        }
+        room
+    }
+
     fn append(&mut self, entry: &Descriptor, frame: &[u8]) -> io::Result<()> {
         let header = Frame::parse(frame).ok_or(io::ErrorKind::InvalidData)?;
-        self.store.close_gate();
-        self.store.follow_log().map_err(failed)?;
-        self.until_room(|| self.store.append_received(&header, frame))?;
+        if !self.store.follows() {
+            self.store.close_gate();
+            self.store.follow_log().map_err(failed)?;
+        }
+        self.store.append_received(&header, frame).map_err(failed)?;
         self.added(entry.index, entry.end());
         Ok(())
     }
@@ -160,10 +172,10 @@ impl EntryLog for StoreLog {
         kind: Kind,
         payload: &[u8],
     ) -> io::Result<Descriptor> {
-        let frame = self.until_room(|| {
-            self.store
-                .append_entry(term, u32::from(kind as u8), payload)
-        })?;
+        let frame = self
+            .store
+            .append_entry(term, u32::from(kind as u8), payload)
+            .map_err(failed)?;
         if frame.index != index {
             return Err(io::Error::other(format!(
                 "entry {index} came to lie as entry {}",

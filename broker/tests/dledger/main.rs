@@ -8,4 +8,5 @@ mod disks;
 mod group;
 mod leaders;
 mod members;
+mod room;
 mod tables;

@@ -27,6 +27,8 @@ pub(crate) struct Disk {
     pub(crate) state: Option<Vec<u8>>,
     /// Under SYNC_FLUSH only what is flushed counts.
     pub(crate) sync: bool,
+    /// Nothing is taken and nothing written: the disk is full.
+    pub(crate) full: bool,
     /// Every operation fails from now on.
     pub(crate) broken: bool,
     /// Calls since the last look, to find what is asked too often.
@@ -202,6 +204,10 @@ impl EntryLog for SimLog {
             && bytes == frame(e.index, e.term, e.position, e.kind, payload(bytes))
     }
 
+    fn has_room(&mut self, _bytes: u64) -> bool {
+        !self.0.borrow().full
+    }
+
     fn append(&mut self, entry: &Descriptor, frame: &[u8]) -> io::Result<()> {
         self.working()?;
         let mut disk = self.0.borrow_mut();
@@ -210,6 +216,7 @@ impl EntryLog for SimLog {
             disk.adopted,
             "frames of a leader are in the way"
         );
+        assert!(!disk.full, "what finds no room is refused before");
         disk.push(*entry, frame.to_vec());
         disk.adopted = entry.index;
         Ok(())

@@ -64,6 +64,7 @@ fn a_member_without_room_is_asked_in_vain_and_leaves_the_election_to_the_others(
             panic!()
         };
         world.resting = true;
+        world.for_ms(300);
         world.fill_disk(full, true);
         world.for_ms(300);
         assert_eq!(

@@ -196,8 +196,6 @@ pub(crate) struct Node {
     /// SIGSTOP until then.
     paused_until: u64,
     stalled_until: u64,
-    /// Nothing is taken and nothing written: the disk is full.
-    full: bool,
     unclean: bool,
     waiting: Vec<Sent>,
     checked: u64,
@@ -333,7 +331,6 @@ impl World {
             life: 0,
             paused_until: 0,
             stalled_until: 0,
-            full: false,
             unclean: false,
             waiting: Vec::new(),
             checked: 0,
@@ -452,7 +449,7 @@ impl World {
 
     /// The member's disk takes nothing from now on, or something again.
     pub(crate) fn fill_disk(&mut self, id: u64, full: bool) {
-        self.node(id).full = full;
+        self.node(id).disk.borrow_mut().full = full;
     }
 
     pub(crate) fn leader(&self) -> Option<u64> {
@@ -513,7 +510,7 @@ impl World {
             let node = self.node(id);
             node.stalled_until = 0;
             node.paused_until = 0;
-            node.full = false;
+            node.disk.borrow_mut().full = false;
             if node.disk.borrow().broken {
                 self.stop(id, |_, disk| disk.flushed);
                 self.node(id).unclean = true;
@@ -643,7 +640,7 @@ impl World {
         };
         match event {
             Event::Tick(id, life) => {
-                let room = !self.node(id).full;
+                let room = !self.node(id).disk.borrow().full;
                 self.on(id, |member| {
                     member.set_room(room);
                     member.tick()
@@ -866,7 +863,7 @@ impl World {
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
-        if node.full {
+        if node.disk.borrow().full {
             self.at(TICK_MS, Event::Write(id, life));
             return;
         }
@@ -1091,7 +1088,7 @@ impl World {
         payload.resize(8 + size, 7);
         let len = disk::frame_len(&payload);
         let mut disk = node.disk.borrow_mut();
-        if disk.broken || node.full {
+        if disk.broken || disk.full {
             return false;
         }
         let position = disk.place(len.into());

@@ -4,6 +4,8 @@ use super::*;
 
 /// Appends to a log of frames are refused while more than this waits for the group to commit it.
 const MAX_UNCONFIRMED: u64 = 128 << 20;
+/// In a log of frames so much of the ring is not for messages: entries of the group's own find room whatever the disk does.
+const KEPT_FOR_ENTRIES: u64 = 128 << 10;
 /// What a frame is put together in keeps this much.
 const KEPT_FRAME_BYTES: usize = 1 << 20;
 
@@ -84,7 +86,7 @@ impl Store {
 
     /// Flow control, before anything is changed: does `total` more fit?
     pub(super) fn room(&self, appended: u64, total: u64) -> Result<(), PutError> {
-        self.ring_room(appended, total)?;
+        self.log_room(appended, total)?;
         let undispatched =
             self.queues.unwritten() + self.index.as_ref().map_or(0, IndexService::pending);
         if undispatched > MAX_UNDISPATCHED {
@@ -96,15 +98,25 @@ impl Store {
         Ok(())
     }
 
-    /// The bounds of the log itself.
-    pub(super) fn ring_room(&self, appended: u64, total: u64) -> Result<(), PutError> {
+    /// The bounds of the log itself, for what may wait or come again.
+    pub(super) fn log_room(&self, appended: u64, total: u64) -> Result<(), PutError> {
+        let kept = if self.frames.is_some() {
+            KEPT_FOR_ENTRIES
+        } else {
+            0
+        };
+        self.ring_room(appended, total + kept)?;
         let written = self.written.load(Ordering::Acquire);
-        if appended + total - written > self.ring.capacity() {
-            return Err(PutError::Busy("the tail ring is full"));
-        }
         let unflushed = written.saturating_sub(self.flushed.load(Ordering::Relaxed));
         if unflushed > self.config.max_unflushed_bytes {
             return Err(PutError::Busy("too much waits to be flushed"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn ring_room(&self, appended: u64, total: u64) -> Result<(), PutError> {
+        if appended + total - self.written.load(Ordering::Acquire) > self.ring.capacity() {
+            return Err(PutError::Busy("the tail ring is full"));
         }
         Ok(())
     }

@@ -114,6 +114,11 @@ impl Store {
         self.append.lock().gate.is_some()
     }
 
+    /// Whether the gate is closed, and what comes is dispatched from the log: after [`Store::follow_log`].
+    pub fn follows(&self) -> bool {
+        self.append.lock().gate.is_none() && self.scan_from.load(Ordering::Acquire) != u64::MAX
+    }
+
     /// What this store appended itself is dispatched from the log from now on, like what it will receive. With the gate
     /// closed; positions and queue offsets that are not committed may be given again.
     pub fn follow_log(&self) -> Result<(), Error> {
@@ -207,6 +212,15 @@ impl Store {
         Ok(frame)
     }
 
+    /// Whether frames of so many bytes can be received now: not while the disk is full, nor while too much waits for it.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        // Each may be the first of a file, behind padding that is no longer than it.
+        !self.stalled.load(Ordering::Acquire)
+            && self
+                .log_room(self.appended(), 2 * bytes + END_FILE_MIN_BLANK)
+                .is_ok()
+    }
+
     /// An entry of the leader, header included, at the place that the leader gave it. The caller drives.
     pub fn append_received(&self, frame: &Frame, bytes: &[u8]) -> Result<(), PutError> {
         self.unpoisoned()?;
@@ -258,7 +272,7 @@ impl Store {
         Ok(len as u64)
     }
 
-    /// Drops this entry, which is not committed, and all behind it. The gate must be closed.
+    /// Drops this entry, which is not committed, and all behind it. The gate must be closed. Durable when it returns.
     pub fn truncate_from(&self, index: u64) -> Result<(), Error> {
         let Some(frame) = self.frame(index)? else {
             return if index > self.last_entry().index {
@@ -277,18 +291,57 @@ impl Store {
             Some(end) if end >= self.confirm_offset() => end,
             _ => frame.position,
         };
-        self.truncate_to(cut)?;
-        // What was cut must not come back after a power cut, among entries that took its place.
-        if let Some(segment) = self.log.at(cut) {
-            segment
-                .file
-                .sync_data()
-                .map_err(|e| Error::io("sync", &segment.path, e))?;
+        if !self.cut_unconfirmed(cut)? {
+            return Ok(());
         }
+        // What was cut must not come back after a power cut, among entries that took its place.
+        let synced = match self.log.at(cut) {
+            Some(segment) => self.log.sync(&segment),
+            None => Ok(()),
+        };
         let dir = self.log.dir();
-        fs::File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|e| Error::io("sync", dir, e))
+        synced
+            .and_then(|()| fs::File::open(dir)?.sync_all())
+            .map_err(|e| {
+                // Whoever syncs next is not told of it again.
+                self.poison(format!("sync {}: {e}", dir.display()));
+                Error::io("sync", dir, e)
+            })
+    }
+
+    /// Takes the log back to `position`, above which no queue shows anything: neither queues nor what is known of them
+    /// are touched. What is not yet written needs no disk to go. Whether files were cut.
+    fn cut_unconfirmed(&self, position: u64) -> Result<bool, Error> {
+        let _flushing = self.flushing.lock();
+        let _writer = self.writer.lock();
+        let mut state = self.append.lock();
+        if let Some(reason) = self.poisoned() {
+            return Err(NotWritable::Poisoned(reason).into());
+        }
+        let on_file = position < self.written();
+        if on_file {
+            self.flush_mark.cut(position)?;
+            self.inherited.fetch_min(position, Ordering::AcqRel);
+            self.prepared.fetch_min(position, Ordering::Relaxed);
+        }
+        self.table()?
+            .truncate_to(position, |at| self.header_at(at))?;
+        for mark in [
+            &self.confirm_limit,
+            &self.flushed,
+            &self.written,
+            &self.appended,
+            &self.write_target,
+        ] {
+            mark.fetch_min(position, Ordering::AcqRel);
+        }
+        self.debug_check();
+        state.tail = self.ring.cut(position);
+        state.segment_end = position - position % self.log.size() + self.log.size();
+        if on_file {
+            self.log.cut(position)?;
+        }
+        Ok(on_file)
     }
 
     /// Gives up the whole log, which the leader no longer continues: it goes on behind this entry at `position`, the

@@ -190,3 +190,51 @@ fn too_much_unflushed_is_answered_busy() {
     disk.sync.store(0, Ordering::SeqCst);
     wait(|| append(&store, "t", 0, &[Message::default()]).is_ok());
 }
+
+/// A member of a group whose disk is full takes nothing from its leader, stays alive, and forgets again what it could
+/// not write.
+#[test]
+fn a_log_of_frames_on_a_full_disk_has_no_room_but_for_entries_of_its_own_and_can_be_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(FaultyDisk::default());
+    let mut config = small(dir.path());
+    config.commit_log_path = Some(dir.path().join("dledger-n0"));
+    config.frames = Some(store::FrameConfig::default());
+    let clock = TestClock::at(1_700_000_000_000);
+    let store = Store::open_with_disk(config.clone(), clock, disk.clone()).unwrap();
+    let first = store.append_entry(1, 1, b"").unwrap();
+    store.drive();
+    store.advance_confirm(first.end());
+    store.open_gate(1).unwrap();
+    let kept = put(&store, "t", 0, b"kept");
+    store.advance_confirm(kept.end);
+    assert!(store.has_room(100_000));
+    disk.write.store(3, Ordering::SeqCst);
+    put(&store, "t", 0, b"not written");
+    assert!(!store.has_room(1));
+    assert_eq!(store.written(), kept.end);
+    store.close_gate();
+    store.follow_log().unwrap();
+    for _ in 0..1_000 {
+        let own = store.append_entry(2, 1, b"").unwrap();
+        assert_eq!(own.term, 2);
+    }
+    // The new leader has other entries in their place: without waiting for the disk.
+    let begin = Instant::now();
+    store.truncate_from(3).unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert_eq!((store.appended(), store.last_entry().index), (kept.end, 2));
+    disk.write.store(0, Ordering::SeqCst);
+    wait(|| store.has_room(1));
+    store.append_entry(3, 1, b"").unwrap();
+    store.drive();
+    store.open_gate(3).unwrap_err();
+    store.advance_confirm(store.written());
+    store.open_gate(3).unwrap();
+    assert_eq!(put(&store, "t", 0, b"next").queue_offset, 1);
+    store.advance_confirm(store.written());
+    assert_eq!(bodies(&store, "t", 0, 0), [b"kept", b"next"]);
+    crash(store);
+    let store = open(config);
+    assert_eq!((store.last_entry().index, store.last_entry().term), (4, 3));
+}

@@ -408,6 +408,26 @@ fn a_power_cut_after_retention_took_all_of_a_queue() {
     ]);
 }
 
+/// A queue that is rebuilt when it is read first is on disk before retention takes what it was rebuilt from.
+#[test]
+fn a_power_cut_after_a_lost_queue_was_rebuilt_and_expired() {
+    for nth in 0..3 {
+        run(vec![
+            append_to(1, &[0], false),
+            append_to(0, &[2228, 2245, 1636, 206], false),
+            append_to(1, &[2617, 2738, 1580, 2299], false),
+            Op::Flush,
+            Op::LoseFile { nth },
+            Op::Expire,
+            Op::PowerCut {
+                point: 3_374_106_150,
+                hole: None,
+                seed: 16_973_193_399_836_351_651,
+            },
+        ]);
+    }
+}
+
 /// The index keeps entries of truncated records; none of them may be taken for the begin of a record.
 #[test]
 fn a_power_cut_after_a_truncation() {
