@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::compare::{Bench, Line};
@@ -27,6 +27,8 @@ const MAX_CALLS: f64 = 4.0;
 /// Wake-ups of another thread for each send of a lone connection: none, but for the threads that look around now and then.
 const MAX_HAND_OFFS: f64 = 0.02;
 const CONF: &str = "flushDiskType=ASYNC_FLUSH\nworkerThreads=2\n";
+/// What else the broker does meanwhile, and how many answers leave together, only ever adds to a count.
+const TRIES: usize = 3;
 /// How long a tracer may take to write down what it saw.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(20);
 
@@ -159,11 +161,24 @@ fn written<T>(file: &Path, read: impl Fn(&str) -> Option<T>) -> Result<T> {
     }
 }
 
-/// Fails when one of the counts is over its bar.
+/// Fails when one of the counts is over its bar each time.
 pub(super) fn check(args: &CheckArgs) -> Result<()> {
-    let cost = super::compare::for_check(args, measure).context("measuring what a send costs")?;
-    let mut over = Vec::new();
-    for (what, value, bar) in [
+    for n in 1..=TRIES {
+        let cost =
+            super::compare::for_check(args, measure).context("measuring what a send costs")?;
+        let over = over(&cost);
+        if over.is_empty() {
+            return Ok(());
+        }
+        ensure!(n < TRIES, "over the bar: {}", over.join(", "));
+        println!("once more");
+    }
+    Ok(())
+}
+
+/// Which counts are over their bars.
+fn over(cost: &Cost) -> Vec<&'static str> {
+    let counts = [
         (
             "user instructions per send, 64x1",
             cost.instructions,
@@ -171,14 +186,10 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
         ),
         ("system calls per send, 64x1", cost.calls, MAX_CALLS),
         ("hand-offs per send, 1x1", cost.hand_offs, MAX_HAND_OFFS),
-    ] {
+    ];
+    for (what, value, bar) in counts {
         println!("{what}: {value:.3} (at most {bar})");
-        if value > bar {
-            over.push(what);
-        }
     }
-    if over.is_empty() {
-        return Ok(());
-    }
-    bail!("over the bar: {}", over.join(", "))
+    let over = counts.into_iter().filter(|(_, value, bar)| value > bar);
+    over.map(|(what, ..)| what).collect()
 }
