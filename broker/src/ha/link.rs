@@ -25,6 +25,8 @@ pub struct LinkNow {
     pub last_write_ms: i64,
     /// How often the stream began.
     pub connects: u64,
+    /// How often it broke, or did not come about.
+    pub breaks: u64,
     /// Whether the own log was refused to the master's for having nothing in common; `None` while not compared.
     pub refused: Option<bool>,
     /// Bytes cut off because the master did not have them.
@@ -49,6 +51,7 @@ impl Link {
     pub(super) fn down(&self, problem: String) {
         self.update(|link| {
             link.connected = false;
+            link.breaks += 1;
             link.per_second = 0;
             // The next connection compares again; one that was refused stays so until then.
             link.refused = link.refused.filter(|refused| *refused);

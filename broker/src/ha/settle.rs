@@ -181,13 +181,13 @@ pub(super) async fn run(node: &Node) {
             }
             break round.native;
         }
-        let reason = format!("waiting for a slave before serving as master: {problem}");
-        if !patient && !said {
-            said = true;
-            tracing::error!(
-                reason,
-                "what this synchronous master acknowledged last may be on its slaves only: not registered until one answers, or masterCatchUpGoOn=true"
-            );
+        let mut reason = format!("waiting for a slave before serving as master: {problem}");
+        if !patient {
+            reason += "; what this synchronous master acknowledged last may be on its slaves only: \
+                not registered until one answers, or masterCatchUpGoOn=true";
+            if !std::mem::replace(&mut said, true) {
+                tracing::error!("{reason}");
+            }
         }
         *broker.ha.unsettled.lock() = Some(reason);
         sleep(PAUSE).await;

@@ -1,6 +1,6 @@
 use remoting::protocol::request_code as code;
 
-use crate::support::{Rig, assert_recorded_shape, recorded, request, value};
+use super::support::{Rig, assert_recorded_shape, recorded, request, value};
 
 #[tokio::test]
 async fn a_topic_is_created_changed_listed_and_deleted() {

@@ -3,6 +3,7 @@
 use broker::BrokerConfig;
 use remoting::protocol::response_code::SUCCESS;
 
+use super::support::*;
 use crate::support::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,9 +1,8 @@
 use remoting::protocol::body::MessageModel;
 use remoting::protocol::{RemotingCommand, request_code as code, response_code};
 
-use crate::support::{
-    PATIENCE, Rig, assert_recorded_shape, consumer, producer, recorded, until, value,
-};
+use super::support::{Rig, assert_recorded_shape, consumer, producer, recorded, value};
+use crate::support::{PATIENCE, until};
 
 #[tokio::test]
 async fn members_learn_of_each_other_and_of_a_lost_connection() {

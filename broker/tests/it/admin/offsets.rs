@@ -1,6 +1,6 @@
 use remoting::protocol::request_code as code;
 
-use crate::support::{Rig, assert_recorded_shape, consumer, recorded, value};
+use super::support::{Rig, assert_recorded_shape, consumer, recorded, value};
 
 const QUEUE: [(&str, &str); 3] = [("consumerGroup", "G"), ("topic", "T"), ("queueId", "0")];
 

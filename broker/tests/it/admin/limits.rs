@@ -11,7 +11,8 @@ use remoting::protocol::message;
 use remoting::protocol::{RemotingCommand, request_code as code, response_code};
 use store::{Clock, Disk, RealDisk, SystemClock};
 
-use crate::support::*;
+use super::support::*;
+use crate::support::{PATIENCE, until};
 
 const OVER_THE_BOUND: &str = "[PC_SYNCHRONIZED]broker busy, start flow control for a while";
 

@@ -10,7 +10,8 @@ use remoting::protocol::message::RecordView;
 use remoting::protocol::request_code as code;
 use serde_json::Value;
 
-use crate::support::{Rig, property, until};
+use super::support::{Rig, property};
+use crate::support::until;
 
 /// The level whose only message was due two hours after it was sent.
 const OVERDUE_LEVEL: i32 = 18;

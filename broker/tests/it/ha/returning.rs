@@ -5,22 +5,12 @@ use std::sync::Arc;
 
 use broker::role::Role;
 use broker::{Broker, BrokerConfig};
-use namesrv::{NameServer, NamesrvConfig};
+use namesrv::NameServer;
 use remoting::protocol::response_code::SUCCESS;
 use remoting::protocol::{RemotingCommand, request_code};
 
+use super::support::*;
 use crate::support::*;
-
-async fn name_server(folder: &Path) -> NameServer {
-    let config = NamesrvConfig {
-        bind_address: "127.0.0.1".to_owned(),
-        listen_port: 0,
-        http_port: 0,
-        kv_config_path: folder.join("kvConfig.json"),
-        ..NamesrvConfig::default()
-    };
-    NameServer::start(config).await.unwrap()
-}
 
 fn with(names: &NameServer, config: BrokerConfig) -> BrokerConfig {
     BrokerConfig {
@@ -158,6 +148,12 @@ async fn a_volume_that_is_lost_is_filled_again_from_the_slave() {
     names.shutdown().await;
 }
 
+/// It waited as long as it should, waits on, and says what would end that.
+fn gave_up(master: &Broker) -> bool {
+    let reason = master.ready().err().unwrap_or_default();
+    reason.contains("masterCatchUpGoOn")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_any_slave_to_ask_it_stays_unregistered_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
@@ -176,16 +172,12 @@ async fn without_any_slave_to_ask_it_stays_unregistered_and_says_so() {
         reason.contains("waiting for a slave")
     })
     .await;
-    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
-    assert_eq!(
-        master.role.now().role,
-        Role::Undecided,
-        "longer than the time it waits for"
-    );
+    until("its patience ends", || gave_up(&master)).await;
+    assert_eq!(master.role.now().role, Role::Undecided);
     // A stop in between makes nothing whole that was not.
     master.shutdown().await;
     let master = start(config.clone()).await;
-    tokio::time::sleep(std::time::Duration::from_millis(1_200)).await;
+    until("its patience ends again", || gave_up(&master)).await;
     assert_eq!(
         master.role.now().role,
         Role::Undecided,

@@ -14,8 +14,7 @@ use serde_json::Value;
 use store::{Clock, SystemClock};
 use tempfile::TempDir;
 
-/// Longest wait for anything; reached only by a failing test.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::{PATIENCE, message, pull, small, until};
 
 pub(crate) struct Rig {
     pub(crate) broker: Arc<Broker>,
@@ -107,18 +106,11 @@ impl Rig {
 
 fn config_in(folder: &TempDir) -> BrokerConfig {
     BrokerConfig {
+        broker_cluster_name: BrokerConfig::default().broker_cluster_name,
         broker_name: "broker-a".to_owned(),
-        bind_address: "127.0.0.1".to_owned(),
-        listen_port: 0,
-        http_port: 0,
-        store_path_root_dir: folder.path().join("store").display().to_string(),
-        mapped_file_size_commit_log: 1 << 20,
-        mapped_file_size_consume_queue: 6000,
-        max_hash_slot_num: 1000,
-        max_index_num: 4000,
-        tail_ring_bytes: 1 << 20,
+        mapped_file_size_consume_queue: 6_000,
         shutdown_drain_ms: 0,
-        ..BrokerConfig::default()
+        ..small(&folder.path().join("store"))
     }
 }
 
@@ -253,23 +245,8 @@ impl Client {
         body: &str,
         properties: &str,
     ) -> (String, i64) {
-        let fields = [
-            ("a", "PG"),
-            ("b", topic),
-            ("c", "TBW102"),
-            ("d", "4"),
-            ("e", &queue_id.to_string()),
-            ("f", "0"),
-            ("g", "1700000000000"),
-            ("h", "7"),
-            ("i", properties),
-            ("j", "0"),
-            ("k", "false"),
-            ("m", "false"),
-        ];
-        let answer = self
-            .send(request(code::SEND_MESSAGE_V2, &fields).with_body(body.to_owned()))
-            .await;
+        let message = message(topic, queue_id, 4, properties, body.as_bytes());
+        let answer = self.send(message).await;
         assert_eq!(answer.code, response_code::SUCCESS, "{:?}", answer.remark);
         (
             answer.ext("msgId").unwrap().to_owned(),
@@ -285,20 +262,8 @@ impl Client {
         queue_id: i32,
         offset: i64,
     ) -> RemotingCommand {
-        let fields = [
-            ("consumerGroup", group),
-            ("topic", topic),
-            ("queueId", &queue_id.to_string()),
-            ("queueOffset", &offset.to_string()),
-            ("maxMsgNums", "32"),
-            ("sysFlag", "4"),
-            ("commitOffset", "0"),
-            ("suspendTimeoutMillis", "0"),
-            ("subscription", "*"),
-            ("subVersion", "0"),
-            ("expressionType", "TAG"),
-        ];
-        self.call(code::PULL_MESSAGE, &fields).await
+        self.send(pull(group, topic, queue_id, offset, "*", 0))
+            .await
     }
 
     /// Pulls again and again until the record at `offset` is there.
@@ -365,14 +330,6 @@ pub(crate) fn producer(client_id: &str, group: &str) -> HeartbeatData {
         client_id: client_id.to_owned(),
         producer_data_set: vec![data],
         ..HeartbeatData::default()
-    }
-}
-
-pub(crate) async fn until(what: &str, mut reached: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !reached() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 

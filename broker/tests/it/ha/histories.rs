@@ -4,6 +4,7 @@ use broker::BrokerConfig;
 use broker::config::BrokerRole;
 use remoting::protocol::response_code::SUCCESS;
 
+use super::support::*;
 use crate::support::*;
 
 /// Runs the folder of `config` as a master for a while, all by itself.
@@ -101,7 +102,8 @@ async fn with_nothing_in_common_a_slave_keeps_what_it_has_and_says_so() {
         };
         until("it says why", refuses).await;
         Client::of(&master).sent("more", SUCCESS).await;
-        tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+        let tries = slave.ha.link.now().breaks;
+        until("it tries again", || slave.ha.link.now().breaks > tries + 1).await;
         assert!(refuses());
         assert_eq!(slave.store.min_phy_offset(), begin);
         assert_eq!(slave.store.written(), end);

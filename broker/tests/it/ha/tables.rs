@@ -9,6 +9,7 @@ use namesrv::{NameServer, NamesrvConfig};
 use remoting::protocol::body::ClusterInfo;
 use remoting::protocol::{RemotingCommand, json, request_code, response_code};
 
+use super::support::*;
 use crate::support::*;
 
 /// Long enough that whatever comes sooner came by another way.

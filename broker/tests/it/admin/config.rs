@@ -1,7 +1,7 @@
 use broker::processor::NOT_SERVED;
 use remoting::protocol::{request_code as code, response_code};
 
-use crate::support::{Rig, assert_recorded_shape, recorded, request};
+use super::support::{Rig, assert_recorded_shape, recorded, request};
 
 #[tokio::test]
 async fn runtime_info_has_every_key_that_tools_read() {

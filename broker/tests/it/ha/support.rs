@@ -1,45 +1,23 @@
 //! What the replication tests share: brokers on loopback, sends, and the comparison of two logs.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
 use broker::config::BrokerRole;
 use broker::role::MasterAddress;
 use broker::{Broker, BrokerConfig};
-use remoting::protocol::{RemotingCommand, request_code};
-use remoting::{ClientConfig, RemotingClient};
+use remoting::protocol::RemotingCommand;
 
-pub(crate) const CALL: Duration = Duration::from_secs(10);
+use crate::support::{Client, PATIENCE, message, small};
+
 pub(crate) const SEGMENT: i64 = 64 << 10;
-
-pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..10_000 {
-        if condition() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    panic!("never: {what}");
-}
 
 /// A broker of the group "g" in a folder of its own.
 pub(crate) fn config(folder: &Path) -> BrokerConfig {
     BrokerConfig {
-        broker_cluster_name: "test".to_owned(),
         broker_name: "g".to_owned(),
-        bind_address: "127.0.0.1".to_owned(),
-        listen_port: 0,
-        http_port: 0,
-        store_path_root_dir: folder.to_string_lossy().into_owned(),
         mapped_file_size_commit_log: SEGMENT,
-        mapped_file_size_consume_queue: 20_000,
-        max_hash_slot_num: 1_000,
-        max_index_num: 4_000,
-        tail_ring_bytes: 1 << 20,
-        shutdown_drain_ms: 200,
         ha_send_heartbeat_interval: 200,
-        ..BrokerConfig::default()
+        ..small(folder)
     }
 }
 
@@ -59,10 +37,6 @@ pub(crate) fn slave(dir: &Path, id: i64) -> BrokerConfig {
         broker_id: id,
         ..config(&dir.join(format!("slave{id}")))
     }
-}
-
-pub(crate) async fn start(config: BrokerConfig) -> Arc<Broker> {
-    Broker::start(config.validate().unwrap()).await.unwrap()
 }
 
 /// What a registration tells a slave.
@@ -115,29 +89,13 @@ pub(crate) fn bytes(broker: &Broker, from: u64) -> Vec<u8> {
     out
 }
 
-pub(crate) struct Client {
-    client: RemotingClient,
-    address: String,
-}
-
 impl Client {
-    pub(crate) fn of(broker: &Broker) -> Self {
-        Self {
-            client: RemotingClient::new(ClientConfig::default()),
-            address: broker.listen_address().to_string(),
-        }
-    }
-
-    pub(crate) async fn call(&self, command: RemotingCommand) -> RemotingCommand {
-        self.client
-            .invoke(&self.address, command, CALL)
-            .await
-            .unwrap()
-    }
-
     /// The same to somebody else.
     pub(crate) async fn ask(&self, address: &str, command: RemotingCommand) -> RemotingCommand {
-        self.client.invoke(address, command, CALL).await.unwrap()
+        self.client
+            .invoke(address, command, PATIENCE)
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn sent(&self, body: &str, code: i32) -> RemotingCommand {
@@ -169,18 +127,5 @@ impl Client {
 }
 
 pub(crate) fn send(topic: &str, properties: &str, body: &[u8]) -> RemotingCommand {
-    RemotingCommand::request(request_code::SEND_MESSAGE_V2)
-        .with_ext("a", "producers")
-        .with_ext("b", topic)
-        .with_ext("c", "TBW102")
-        .with_ext("d", "1")
-        .with_ext("e", "0")
-        .with_ext("f", "0")
-        .with_ext("g", "1700000000000")
-        .with_ext("h", "7")
-        .with_ext("i", properties)
-        .with_ext("j", "0")
-        .with_ext("k", "false")
-        .with_ext("m", "false")
-        .with_body(body.to_vec())
+    message(topic, 0, 1, properties, body)
 }

@@ -1,6 +1,4 @@
-//! A broker in this process, a name server beside it, real bytes between them.
-
-#![allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test fails
+//! What clients do with a broker, and what a name server hears of it.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,92 +7,35 @@ use std::time::Duration;
 
 use broker::{Broker, BrokerConfig};
 use namesrv::{NameServer, NamesrvConfig};
+use remoting::RemotingClient;
 use remoting::protocol::body::{
     ConsumerData, HeartbeatData, ProducerData, SubscriptionData, TopicRouteData,
 };
 use remoting::protocol::message::{self, BatchMessage, MessageId, RecordView};
 use remoting::protocol::{RemotingCommand, SerializeType, json, request_code, response_code};
-use remoting::{ClientConfig, RemotingClient};
 
-const CALL: Duration = Duration::from_secs(10);
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..4_000 {
-        if condition() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    panic!("never: {what}");
-}
-
-async fn name_server(folder: &Path) -> NameServer {
-    let config = NamesrvConfig {
-        bind_address: "127.0.0.1".to_owned(),
-        listen_port: 0,
-        http_port: 0,
-        kv_config_path: folder.join("kvConfig.json"),
-        ..NamesrvConfig::default()
-    };
-    NameServer::start(config).await.unwrap()
-}
+use crate::support::{self, Client, PATIENCE, name_server, small, until};
 
 fn config(folder: &Path, name: &str, namesrv: Option<&NameServer>) -> BrokerConfig {
     BrokerConfig {
-        broker_cluster_name: "test".to_owned(),
         broker_name: name.to_owned(),
-        bind_address: "127.0.0.1".to_owned(),
-        listen_port: 0,
-        http_port: 0,
         namesrv_addr: namesrv.map(|n| n.address().to_string()).unwrap_or_default(),
-        store_path_root_dir: folder.join(name).to_string_lossy().into_owned(),
         mapped_file_size_commit_log: 4 << 20,
-        mapped_file_size_consume_queue: 20_000,
-        max_hash_slot_num: 1_000,
-        max_index_num: 4_000,
-        tail_ring_bytes: 1 << 20,
-        shutdown_drain_ms: 200,
-        ..BrokerConfig::default()
+        ..small(&folder.join(name))
     }
 }
 
+/// Registered, where there is a name server.
 async fn start(config: BrokerConfig) -> Arc<Broker> {
     let registers = !config.namesrv_addr.is_empty();
-    let broker = Broker::start(config.validate().unwrap()).await.unwrap();
+    let broker = support::start(config).await;
     if registers {
         until("registered", || broker.ready().is_ok()).await;
     }
     broker
 }
 
-struct Client {
-    client: RemotingClient,
-    address: String,
-}
-
 impl Client {
-    fn of(broker: &Broker) -> Self {
-        Self::at(broker.listen_address(), SerializeType::Json)
-    }
-
-    fn at(address: SocketAddr, serialize_type: SerializeType) -> Self {
-        let config = ClientConfig {
-            serialize_type,
-            ..ClientConfig::default()
-        };
-        Self {
-            client: RemotingClient::new(config),
-            address: address.to_string(),
-        }
-    }
-
-    async fn call(&self, command: RemotingCommand) -> RemotingCommand {
-        self.client
-            .invoke(&self.address, command, CALL)
-            .await
-            .unwrap()
-    }
-
     async fn send(&self, topic: &str, properties: &str, body: &[u8]) -> RemotingCommand {
         self.call(send(topic, properties, body)).await
     }
@@ -120,20 +61,7 @@ fn properties(pairs: &[(&str, &str)]) -> String {
 }
 
 fn send(topic: &str, properties: &str, body: &[u8]) -> RemotingCommand {
-    RemotingCommand::request(request_code::SEND_MESSAGE_V2)
-        .with_ext("a", "producers")
-        .with_ext("b", topic)
-        .with_ext("c", "TBW102")
-        .with_ext("d", "4")
-        .with_ext("e", "0")
-        .with_ext("f", "0")
-        .with_ext("g", "1700000000000")
-        .with_ext("h", "7")
-        .with_ext("i", properties)
-        .with_ext("j", "0")
-        .with_ext("k", "false")
-        .with_ext("m", "false")
-        .with_body(body.to_vec())
+    support::message(topic, 0, 4, properties, body)
 }
 
 fn pull(
@@ -143,19 +71,7 @@ fn pull(
     expression: &str,
     suspend_ms: u64,
 ) -> RemotingCommand {
-    let suspend = if suspend_ms > 0 { 2 } else { 0 };
-    RemotingCommand::request(request_code::PULL_MESSAGE)
-        .with_ext("consumerGroup", "consumers")
-        .with_ext("topic", topic)
-        .with_ext("queueId", queue.to_string())
-        .with_ext("queueOffset", offset.to_string())
-        .with_ext("maxMsgNums", "32")
-        .with_ext("sysFlag", (4 | suspend).to_string())
-        .with_ext("commitOffset", "0")
-        .with_ext("suspendTimeoutMillis", suspend_ms.to_string())
-        .with_ext("subscription", expression)
-        .with_ext("subVersion", "0")
-        .with_ext("expressionType", "TAG")
+    support::pull("consumers", topic, queue, offset, expression, suspend_ms)
 }
 
 fn bodies(answer: &RemotingCommand) -> Vec<String> {
@@ -281,7 +197,7 @@ async fn a_topic_that_a_send_creates_appears_on_every_master_at_once() {
     let mut brokers = Vec::new();
     for _ in 0..1_000 {
         let answer = client
-            .invoke(&names.address().to_string(), route.clone(), CALL)
+            .invoke(&names.address().to_string(), route.clone(), PATIENCE)
             .await
             .unwrap();
         if answer.code == response_code::SUCCESS {
@@ -341,7 +257,7 @@ async fn a_waiting_pull_is_woken_by_a_message_that_it_wants() {
         let (client, address) = (gone.client.clone(), gone.address.clone());
         async move {
             client
-                .invoke(&address, pull("T", 0, 3, "*", 30_000), CALL)
+                .invoke(&address, pull("T", 0, 3, "*", 30_000), PATIENCE)
                 .await
         }
     });
@@ -692,7 +608,7 @@ async fn the_broker_survives_its_restart_and_says_good_bye_before() {
         RemotingCommand::request(request_code::GET_ROUTEINFO_BY_TOPIC).with_ext("topic", "T");
     let gone = client
         .client
-        .invoke(&names.address().to_string(), route, CALL)
+        .invoke(&names.address().to_string(), route, PATIENCE)
         .await
         .unwrap();
     assert_eq!(gone.code, response_code::TOPIC_NOT_EXIST);
@@ -743,7 +659,7 @@ async fn a_name_server_that_comes_back_is_told_everything_again() {
     let route = RemotingCommand::request(request_code::GET_ROUTEINFO_BY_TOPIC)
         .with_ext("topic", "Meanwhile");
     let answer = RemotingClient::default()
-        .invoke(&names.address().to_string(), route, CALL)
+        .invoke(&names.address().to_string(), route, PATIENCE)
         .await
         .unwrap();
     assert_eq!(answer.code, response_code::SUCCESS);
@@ -942,7 +858,7 @@ async fn order_topics_follow_the_name_servers_table() {
         .with_ext("key", "Ordered")
         .with_ext("value", "b:4");
     let stored = RemotingClient::default()
-        .invoke(&names.address().to_string(), put, CALL)
+        .invoke(&names.address().to_string(), put, PATIENCE)
         .await
         .unwrap();
     assert_eq!(stored.code, response_code::SUCCESS);
@@ -978,7 +894,7 @@ async fn what_an_answer_says_is_there_the_name_server_knows() {
     let found = async |topic: &str| {
         let route =
             RemotingCommand::request(request_code::GET_ROUTEINFO_BY_TOPIC).with_ext("topic", topic);
-        asking.invoke(&address, route, CALL).await.unwrap().code
+        asking.invoke(&address, route, PATIENCE).await.unwrap().code
     };
     for n in 0..20 {
         let topic = format!("Sent{n}");

@@ -3,7 +3,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use remoting::protocol::message::RecordView;
 use remoting::protocol::request_code as code;
 
-use crate::support::{Rig, property, until};
+use super::support::{Rig, property};
+use crate::support::until;
 
 fn now_ms() -> i64 {
     i64::try_from(

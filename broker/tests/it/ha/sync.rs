@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::support::*;
 use crate::support::*;
 
 /// A slave that takes everything and reports it after a while, or not at all.
@@ -207,7 +208,7 @@ async fn many_clients_wait_for_a_slow_slave_at_once() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        let most = tokio::time::timeout(CALL, most).await;
+        let most = tokio::time::timeout(PATIENCE, most).await;
         while let Some(sent) = sends.join_next().await {
             sent.unwrap();
         }

@@ -1,8 +1,6 @@
 //! The administrative requests, over real sockets against a broker in this process. Shapes of bodies are compared with
 //! bodies recorded from the original (`fixtures/`, one per request code).
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod clients;
 mod config;
 mod delays;

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
+use super::support::*;
 use crate::support::*;
 
 /// One read of the recording.
@@ -68,7 +69,7 @@ fn chunks(mut stream: &[u8]) -> Vec<(u64, Vec<u8>)> {
 /// Reads exactly one frame.
 async fn frame(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_BYTES];
-    timeout(CALL, stream.read_exact(&mut bytes))
+    timeout(PATIENCE, stream.read_exact(&mut bytes))
         .await
         .expect("a frame in time")
         .unwrap();
@@ -138,7 +139,7 @@ fn reports(recording: &[Recorded]) -> Vec<u64> {
 
 async fn report(stream: &mut TcpStream) -> u64 {
     let mut bytes = [0; 8];
-    timeout(CALL, stream.read_exact(&mut bytes))
+    timeout(PATIENCE, stream.read_exact(&mut bytes))
         .await
         .expect("a report in time")
         .unwrap();
@@ -245,7 +246,7 @@ async fn a_connection_that_breaks_within_a_chunk_leaves_no_gap() {
     let slave = start(config).await;
     let mut expected = 0;
     for cut in [1, 11, 12, 13, 100, 300] {
-        let (mut stream, _) = timeout(CALL, listener.accept()).await.unwrap().unwrap();
+        let (mut stream, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
         let from = report(&mut stream).await;
         assert_eq!(from, expected, "it asks for what it lacks");
         let mut bytes = encode_header(from, (log.len() as u64 - from) as u32).to_vec();
@@ -255,7 +256,7 @@ async fn a_connection_that_breaks_within_a_chunk_leaves_no_gap() {
         expected = from + cut.saturating_sub(HEADER_BYTES) as u64;
         until("what came is kept", || slave.store.appended() == expected).await;
     }
-    let (mut stream, _) = timeout(CALL, listener.accept()).await.unwrap().unwrap();
+    let (mut stream, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
     assert_eq!(report(&mut stream).await, expected);
     // A master that goes on elsewhere is left.
     stream
@@ -263,11 +264,11 @@ async fn a_connection_that_breaks_within_a_chunk_leaves_no_gap() {
         .await
         .unwrap();
     let mut rest = Vec::new();
-    timeout(CALL, stream.read_to_end(&mut rest))
+    timeout(PATIENCE, stream.read_to_end(&mut rest))
         .await
         .unwrap()
         .unwrap();
-    let (mut stream, _) = timeout(CALL, listener.accept()).await.unwrap().unwrap();
+    let (mut stream, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
     assert_eq!(report(&mut stream).await, expected);
     let mut bytes = encode_header(expected, (log.len() as u64 - expected) as u32).to_vec();
     bytes.extend_from_slice(&log[expected as usize..]);
