@@ -829,6 +829,9 @@ impl Broker {
                 }
                 let now = Instant::now();
                 let config = broker.config();
+                if let Some(group) = broker.group.get() {
+                    group.watch(&broker);
+                }
                 let now_ms = broker.clock.now_ms();
                 broker.stats.tick(now_ms, local_day(now_ms));
                 let timeout =
@@ -865,7 +868,7 @@ impl Broker {
             let broker = Arc::clone(self);
             let handed = tokio::task::spawn_blocking(move || {
                 if let Some(group) = broker.group.get() {
-                    group.hand_over();
+                    group.retire();
                 }
             });
             let _ = handed.await;

@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::broker::Broker;
-use crate::role::{MasterAddress, Role};
+use crate::role::{MasterAddress, Role, RoleNow};
 use crate::topic::perm;
 
 /// Upstream clamps `registerNameServerPeriod` to this.
@@ -346,6 +346,10 @@ impl Worker {
                 Some(outcome) = self.calls.join_next() => {
                     if let (Ok(outcome), Some(broker)) = (outcome, self.broker.upgrade()) {
                         self.note(&broker, outcome);
+                        if broker.role.role() == Role::Undecided {
+                            // It became so while the registration was on its way.
+                            self.unregister(&broker).await;
+                        }
                     }
                     continue;
                 }
@@ -370,6 +374,7 @@ impl Worker {
                     }
                 }
                 Some(Command::Stop(done)) => {
+                    self.await_calls(&broker).await;
                     self.unregister(&broker).await;
                     self.servers.clear();
                     self.publish();
@@ -443,9 +448,11 @@ impl Worker {
         if !self.servers.values().any(due) {
             return;
         }
-        let full = Registration::new(broker, broker.topics.table().wrapper(), self.changes);
+        let full = Registration::new(broker, &role, broker.topics.table().wrapper(), self.changes);
         // Only the answer to a whole registration tells a slave where its master is.
-        let ask_first = !broker.config().force_register && role.role == Role::Master;
+        // Where a master is elected, its place may have been taken since by one that did not know yet that it is none.
+        let ask_first =
+            !broker.config().force_register && role.role == Role::Master && role.term == 0;
         for (&address, server) in &mut self.servers {
             if due(server) {
                 server.in_flight = true;
@@ -460,7 +467,8 @@ impl Worker {
     }
 
     fn register_topics(&mut self, broker: &Arc<Broker>, topics: &[String]) {
-        if broker.role.role() == Role::Undecided {
+        let role = broker.role.now();
+        if role.role == Role::Undecided {
             return;
         }
         let table = broker.topics.table();
@@ -476,7 +484,7 @@ impl Worker {
         if wrapper.topic_config_table.is_empty() {
             return self.all_due();
         }
-        let some = Registration::new(broker, wrapper, self.changes);
+        let some = Registration::new(broker, &role, wrapper, self.changes);
         for (&address, server) in &mut self.servers {
             if server.in_flight {
                 server.again = true;
@@ -571,31 +579,58 @@ impl Worker {
         });
     }
 
+    /// Waits for the registrations on their way, so that none of them arrives behind the farewell, and the farewell is said
+    /// as whom they named.
+    async fn await_calls(&mut self, broker: &Broker) {
+        let until = Instant::now() + UNREGISTER_TIMEOUT;
+        while let Ok(Some(call)) = tokio::time::timeout_at(until, self.calls.join_next()).await {
+            if let Ok(outcome) = call {
+                self.note(broker, outcome);
+            }
+        }
+    }
+
     /// Leaves every name server, as whom it knows this broker.
+    ///
+    /// A name server of 4.x takes away whoever has the id, and where a master is elected somebody else may have the
+    /// master's by now. So one that was master takes its own id first, which takes its own address from the other.
     async fn unregister(&mut self, broker: &Broker) {
         let mut calls = JoinSet::new();
+        let own = broker.settings.dledger.as_ref().map(|group| RoleNow {
+            broker_id: i64::try_from(group.id).unwrap_or(i64::MAX),
+            ..RoleNow::clone(&broker.role.now())
+        });
+        let as_itself = own.map(|role| {
+            let table = broker.topics.table().wrapper();
+            Registration::new(broker, &role, table, self.changes)
+        });
         for (&address, server) in self.servers.iter_mut().filter(|(_, s)| s.is_registered()) {
+            let first = as_itself
+                .clone()
+                .filter(|own| own.broker_id != server.broker_id);
+            let known_as = first.as_ref().map_or(server.broker_id, |own| own.broker_id);
             let command = identity(
                 RemotingCommand::request(request_code::UNREGISTER_BROKER),
                 broker,
-                server.broker_id,
+                known_as,
             );
             server.connection = None;
             server.master = None;
             let client = self.client.clone();
             calls.spawn(async move {
-                (
-                    address,
-                    client
-                        .invoke(&address.to_string(), command, UNREGISTER_TIMEOUT)
-                        .await
-                        .map(|_| ()),
-                )
+                let to = address.to_string();
+                let leave = async {
+                    if let Some(first) = first {
+                        call(&client, &to, first.command, UNREGISTER_TIMEOUT).await?;
+                    }
+                    call(&client, &to, command, UNREGISTER_TIMEOUT).await
+                };
+                (address, leave.await)
             });
         }
         while let Some(call) = calls.join_next().await {
             if let Ok((address, Err(error))) = call {
-                tracing::warn!(%address, %error, "could not unregister");
+                tracing::warn!(%address, error, "could not unregister");
             }
         }
         self.publish();
@@ -659,9 +694,16 @@ struct Registration {
 }
 
 impl Registration {
-    fn new(broker: &Broker, mut wrapper: TopicConfigSerializeWrapper, changes: u64) -> Self {
+    fn new(
+        broker: &Broker,
+        role: &RoleNow,
+        mut wrapper: TopicConfigSerializeWrapper,
+        changes: u64,
+    ) -> Self {
         let config = broker.config();
-        let broker_id = broker.role.now().broker_id;
+        let broker_id = role.broker_id;
+        // A name server of 5.x gives an id to nobody who was elected before the one that has it.
+        wrapper.data_version.state_version = i64::try_from(role.term).unwrap_or(i64::MAX);
         let allowed = config.broker_permission;
         if allowed & (perm::READ | perm::WRITE) != perm::READ | perm::WRITE {
             for topic in wrapper.topic_config_table.values_mut() {

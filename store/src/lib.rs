@@ -53,6 +53,6 @@ pub use platform::memory_bytes;
 pub use put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};
 pub use store::{
     ArrivalListener, Boundary, Confirm, LastStop, QueryResult, RuntimeFigures, Store,
-    WatermarkListener, Watermarks,
+    WatermarkListener, Watermarks, chain,
 };
 pub use waiters::Waiters;

@@ -13,6 +13,7 @@ pub mod core;
 pub mod entry;
 pub mod gate;
 mod greeting;
+mod health;
 pub mod log;
 pub mod message;
 mod metrics;

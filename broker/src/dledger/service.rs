@@ -3,7 +3,7 @@
 //! Each turn: messages and frames in, ticks, one write of the log, then out: whoever waits for an answer that is in doubt is
 //! told so **before** the commit moves, so that an answer is never given for a record that another leader's took the place of.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,14 +15,16 @@ use parking_lot::{Condvar, Mutex};
 use remoting::protocol::body::{DLedgerMember, DLedgerState, DLedgerStatus, TopicConfig};
 use store::{LastStop, Store};
 
-use super::core::{Error, Member, Output, Refused, Role, Settings, Status, TICK_MS};
+use super::core::{Error, Member, Output, Refused, Role, Settings, Status, TICK_MS, Unfit};
 use super::entry::{Change, Conf, Standing};
 use super::gate::Gate;
+use super::health::{Pulse, Room};
 use super::log::{FileState, Stamper, StoreLog};
 use super::transport::{Delivery, Identity, Receiver, Transport};
 use crate::broker::Broker;
 use crate::config::DLedgerConfig;
 use crate::role::{self, MasterAddress};
+use crate::topic::perm;
 
 /// Bytes that may wait to be committed; further sends are answered SYSTEM_BUSY.
 const MAX_UNCOMMITTED_BYTES: u64 = 256 * 1024 * 1024;
@@ -32,16 +34,16 @@ const MOST_TICKS_AT_ONCE: u32 = 5;
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A hand-over before a stop has this long.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
-/// A learner this close to the end of the log is made a voter.
-const CLOSE_ENTRIES: u64 = 256;
-/// Readable and writable.
-const PERM_RW: i32 = 6;
+/// A leader registers anew so long after a member came back: what that one said to a name server of 4.x before it knew
+/// better may have taken the leader's place there.
+const REGISTER_AFTER: Duration = Duration::from_secs(1);
 
 type Answer<T> = mpsc::SyncSender<T>;
 
 enum Event {
     Message(Delivery),
     Lost(u64),
+    Retire,
     Transfer(Option<u64>, Answer<Result<(), Refused>>),
     Change(Change, Answer<Result<(), Refused>>),
     Stop,
@@ -128,6 +130,7 @@ pub struct Group {
     inbox: Arc<Inbox>,
     status: Arc<Mutex<Option<Status>>>,
     failure: Arc<Mutex<Option<String>>>,
+    pulse: Arc<Pulse>,
     store: Arc<Store>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -219,6 +222,7 @@ impl Group {
         )?;
         let status = Arc::new(Mutex::new(None));
         let failure = Arc::new(Mutex::new(None));
+        let pulse = Arc::new(Pulse::new());
         let mut driver = Driver {
             broker: Arc::downgrade(broker),
             store: Arc::clone(&store),
@@ -230,7 +234,12 @@ impl Group {
             transport,
             id: config.id,
             member,
+            pulse: Arc::clone(&pulse),
+            room: Room::default(),
+            unfit: None,
             leads: None,
+            active: BTreeSet::new(),
+            register_at: None,
             base: 0,
             changed: true,
         };
@@ -241,7 +250,7 @@ impl Group {
                 let run = std::panic::AssertUnwindSafe(|| driver.run());
                 let reason = match std::panic::catch_unwind(run) {
                     Ok(Ok(())) => None,
-                    Ok(Err(error)) => Some(describe(&error)),
+                    Ok(Err(error)) => Some(store::chain(&error)),
                     Err(_) => Some("the group's thread panicked; see the log".to_owned()),
                 };
                 if let Some(reason) = reason {
@@ -257,6 +266,7 @@ impl Group {
             inbox,
             status,
             failure,
+            pulse,
             store,
             thread: Mutex::new(Some(thread)),
         })
@@ -344,8 +354,15 @@ impl Group {
         if let Some(reason) = &*self.failure.lock() {
             return Err(reason.clone());
         }
+        if self.pulse.hangs() {
+            return Err("the member of the group hangs, most likely in its disk".to_owned());
+        }
         match self.status() {
             None => Err("the member of the group starts".to_owned()),
+            Some(Status {
+                unfit: Some(Unfit::Stalled),
+                ..
+            }) => Err(Unfit::Stalled.to_string()),
             Some(s) => match (s.role.role, s.standing) {
                 (Role::Seeking | Role::Elected, _) => Err(format!(
                     "the group has no leader: {} of {} voters are needed",
@@ -359,21 +376,41 @@ impl Group {
         }
     }
 
-    /// Hands the leadership over, if this member has it, so that the others need no election. Blocks.
-    pub fn hand_over(&self) {
+    /// Before a stop: this member leads no more. What leadership it has is handed over, so that the others need no
+    /// election. Blocks until that is done, or has taken too long.
+    pub fn retire(&self) {
+        self.inbox.push(Event::Retire);
         let leads = |s: &Status| matches!(s.role.role, Role::Leading | Role::Elected);
         let alone = |s: &Status| s.conf.voters.len() < 2;
-        if !self.status().is_some_and(|s| leads(&s) && !alone(&s)) {
-            return;
-        }
-        if let Err(refused) = self.transfer(None) {
-            tracing::warn!(%refused, "the leadership is not handed over");
-            return;
-        }
         let until = Instant::now() + HAND_OVER_TIMEOUT;
-        while self.status().is_some_and(|s| leads(&s)) && Instant::now() < until {
+        while self.status().is_some_and(|s| leads(&s) && !alone(&s)) {
+            if Instant::now() >= until {
+                tracing::warn!("the leadership is not handed over");
+                return;
+            }
             std::thread::sleep(Duration::from_millis(TICK_MS));
         }
+    }
+
+    /// Called each second. While the group's thread hangs, the others elect another; this broker must not go on as the
+    /// group's master, least of all at the name servers.
+    pub fn watch(&self, broker: &Broker) {
+        if !self.pulse.hangs() || self.failure.lock().is_some() {
+            return;
+        }
+        let mut deposed = self.pulse.deposed();
+        if broker.role.role() != role::Role::Master {
+            return;
+        }
+        *deposed = true;
+        tracing::warn!(
+            "the member of the group hangs, most likely in its disk: it counts as no leader"
+        );
+        broker.role.update(|now| {
+            now.role = role::Role::Undecided;
+            now.broker_id = -1;
+        });
+        broker.doubt_what_waits();
     }
 
     /// Ends the thread and waits for it. Blocks.
@@ -383,17 +420,6 @@ impl Group {
             let _ = thread.join();
         }
     }
-}
-
-fn describe(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(next) = source {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        source = next.source();
-    }
-    text
 }
 
 struct Driver {
@@ -408,8 +434,15 @@ struct Driver {
     transport: Transport,
     id: u64,
     member: Member<StoreLog, FileState>,
+    pulse: Arc<Pulse>,
+    room: Room,
+    /// Why the member must not lead, as it was said last.
+    unfit: Option<Unfit>,
     /// The term in which this member leads, and whether its broker knows.
     leads: Option<(u64, bool)>,
+    /// Those whom this leader hears of.
+    active: BTreeSet<u64>,
+    register_at: Option<Instant>,
     base: u64,
     /// Role or membership are not what was published last.
     changed: bool,
@@ -427,6 +460,7 @@ impl Driver {
                 match event {
                     Event::Message(m) => self.member.step(m.message, &m.frames)?,
                     Event::Lost(id) => self.member.peer_lost(id),
+                    Event::Retire => self.member.retire()?,
                     Event::Transfer(to, answer) => {
                         let to = to.or_else(|| self.member.successor());
                         let done =
@@ -444,6 +478,7 @@ impl Driver {
             self.member.pump()?;
             let mut ticks = 0;
             while next <= Instant::now() && ticks < MOST_TICKS_AT_ONCE {
+                self.look_at_disk();
                 self.member.tick()?;
                 next += tick;
                 ticks += 1;
@@ -452,12 +487,19 @@ impl Driver {
                 next = Instant::now() + tick;
             }
             self.settle()?;
+            self.pulse.beat();
+            self.take_up()?;
+            let changed = std::mem::take(&mut self.changed);
             if ticks > 0 {
                 self.compact()?;
-                self.promote()?;
             }
-            if ticks > 0 || std::mem::take(&mut self.changed) {
-                *self.status.lock() = Some(self.member.status());
+            if ticks > 0 || changed {
+                let status = self.member.status();
+                if self.leads.is_some() && ticks > 0 {
+                    self.promote(&status)?;
+                    self.register_anew(&status);
+                }
+                *self.status.lock() = Some(status);
             }
         }
     }
@@ -548,11 +590,18 @@ impl Driver {
             self.store.close_gate();
             self.doubt();
         }
+        self.play(role, term, leader);
+        // The last, for it waits for who writes at the moment, and he may wait for a disk that hangs.
         if role != Role::Elected {
             self.store.follow_log().map_err(io::Error::other)?;
         }
+        Ok(())
+    }
+
+    /// The broker of a member that does not lead.
+    fn play(&self, role: Role, term: u64, leader: Option<u64>) {
         let Some(broker) = self.broker.upgrade() else {
-            return Ok(());
+            return;
         };
         let address = leader.and_then(|id| self.addresses.lock().get(&id).cloned());
         let id = self.id;
@@ -577,7 +626,34 @@ impl Driver {
                 _ => {}
             }
         });
-        Ok(())
+    }
+
+    /// While the thread hung the broker's role was taken from it: it gets back what is its own now.
+    fn take_up(&mut self) -> Result<(), Error> {
+        if !std::mem::take(&mut *self.pulse.deposed()) {
+            return Ok(());
+        }
+        if let Some((_, told)) = &mut self.leads {
+            *told = false;
+            self.lead();
+            return Ok(());
+        }
+        let now = self.member.role();
+        self.follow(now.role, now.term, now.leader)
+    }
+
+    fn look_at_disk(&mut self) {
+        let room = self.room.look(&self.store, Instant::now());
+        self.member.set_room(room);
+        let unfit = self.member.unfit();
+        if unfit == std::mem::replace(&mut self.unfit, unfit) {
+            return;
+        }
+        self.changed = true;
+        match unfit {
+            Some(why) => tracing::warn!(%why, "this member must not lead its group"),
+            None => tracing::info!("this member may lead its group again"),
+        }
     }
 
     /// A leader's broker is its group's master as soon as everything of former leaders is in its queues.
@@ -638,27 +714,33 @@ impl Driver {
     }
 
     /// A learner votes as soon as it has nearly everything.
-    fn promote(&mut self) -> Result<(), Error> {
-        if self.leads.is_none() {
-            return Ok(());
-        }
-        let status = self.member.status();
-        let close = |m: &&super::core::MemberStatus| {
-            !m.voter
-                && m.active
-                && m.sure
-                && status.last - m.matched.min(status.last) <= CLOSE_ENTRIES
-        };
-        if let Some(learner) = status.members.iter().find(close) {
+    fn promote(&mut self, status: &Status) -> Result<(), Error> {
+        for learner in status.members.iter().filter(|m| !m.voter) {
             let id = learner.id;
             match self.member.propose(Change::Promote { id })? {
                 Ok(index) => {
                     tracing::info!(member = name_of(id), index, "a learner votes from now on")
                 }
-                Err(why) => tracing::debug!(member = name_of(id), %why, "not yet a voter"),
+                Err(why) => tracing::trace!(member = name_of(id), %why, "not yet a voter"),
             }
         }
         Ok(())
+    }
+
+    /// Some time after a member came back.
+    fn register_anew(&mut self, status: &Status) {
+        let active = status.members.iter().filter(|m| m.active).map(|m| m.id);
+        let active: BTreeSet<u64> = active.collect();
+        let now = Instant::now();
+        if !active.is_subset(&self.active) {
+            self.register_at = Some(now + REGISTER_AFTER);
+        }
+        self.active = active;
+        if self.register_at.take_if(|at| *at <= now).is_some()
+            && let Some(broker) = self.broker.upgrade()
+        {
+            broker.registrar.register_all();
+        }
     }
 
     /// The member cannot go on: its broker serves what it has, and takes nothing.
@@ -686,13 +768,7 @@ fn know_topics(broker: &Broker) {
         .filter(|(topic, _)| table.get(topic).is_none())
         .map(|(topic, queues)| {
             let count = queues.into_iter().max().unwrap_or(0).saturating_add(1);
-            TopicConfig {
-                topic_name: topic,
-                read_queue_nums: count,
-                write_queue_nums: count,
-                perm: PERM_RW,
-                ..TopicConfig::default()
-            }
+            TopicConfig::new(topic, count, perm::READ | perm::WRITE)
         });
     let missing: Vec<TopicConfig> = missing.collect();
     if !missing.is_empty() {

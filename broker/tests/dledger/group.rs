@@ -1,11 +1,9 @@
 //! A name server and the members of one group.
 
-use std::fs::{self, File};
-use std::io::{self, IoSlice};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use broker::{Broker, BrokerConfig};
@@ -13,7 +11,7 @@ use namesrv::NameServer;
 use remoting::admin::Admin;
 use remoting::client::RemotingClient;
 use remoting::protocol::body::{DLedgerState, DLedgerStatus};
-use store::{Disk, RealDisk, SystemClock};
+use store::{Disk, SystemClock};
 
 use crate::common::load::{Acknowledged, Load, QUEUES, TOPIC, check, read_all};
 use crate::common::process::{BrokerProcess, free_ports, name_server};
@@ -31,38 +29,12 @@ pub(crate) struct Node {
     pub(crate) here: Option<Arc<Broker>>,
 }
 
-/// A disk whose writes or syncs fail from when the test says so.
-#[derive(Default)]
-pub(crate) struct Trouble {
-    pub(crate) write: AtomicI32,
-    pub(crate) sync: AtomicI32,
-}
-
-fn unless(error: &AtomicI32) -> io::Result<()> {
-    match error.load(Ordering::SeqCst) {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
-impl Disk for Trouble {
-    fn write_at(&self, file: &File, buffers: &[IoSlice<'_>], position: u64) -> io::Result<usize> {
-        unless(&self.write)?;
-        RealDisk.write_at(file, buffers, position)
-    }
-
-    fn sync_data(&self, file: &File) -> io::Result<()> {
-        unless(&self.sync)?;
-        RealDisk.sync_data(file)
-    }
-}
-
 impl Node {
     pub(crate) fn start(&mut self) {
         self.process = Some(BrokerProcess::start(&self.conf));
     }
 
-    pub(crate) async fn start_here(&mut self, disk: Arc<Trouble>) {
+    pub(crate) async fn start_here(&mut self, disk: Arc<dyn Disk>) {
         let mut config = BrokerConfig::default();
         let text = fs::read(&self.conf).unwrap();
         config.apply_file(&self.conf, &text).unwrap();

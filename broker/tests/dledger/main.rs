@@ -8,5 +8,6 @@ mod disks;
 mod group;
 mod leaders;
 mod members;
+mod names;
 mod room;
 mod tables;
