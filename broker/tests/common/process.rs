@@ -5,14 +5,19 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use namesrv::{NameServer, NamesrvConfig};
+use remoting::resolver::HOSTS_FILE_ENV;
 
 /// A broker. A test that fails leaves none behind.
 pub(crate) struct BrokerProcess(pub(crate) Child);
 
 impl BrokerProcess {
-    /// Starts `mqbroker` and waits until it says that it is up.
-    pub(crate) fn start(conf: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_mqbroker"))
+    /// Starts `mqbroker` and waits until it says that it is up. A file may tell it where hosts are.
+    pub(crate) fn start(conf: &Path, hosts: Option<&Path>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mqbroker"));
+        if let Some(hosts) = hosts {
+            command.env(HOSTS_FILE_ENV, hosts);
+        }
+        let mut child = command
             .arg("-c")
             .arg(conf)
             .env_remove("NAMESRV_ADDR")

@@ -24,6 +24,8 @@ pub(crate) struct Node {
     pub(crate) conf: PathBuf,
     pub(crate) store: PathBuf,
     pub(crate) address: String,
+    /// Where this one finds the others.
+    pub(crate) hosts: Option<PathBuf>,
     process: Option<BrokerProcess>,
     /// In this process instead, where its disk can be made to fail.
     pub(crate) here: Option<Arc<Broker>>,
@@ -31,7 +33,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn start(&mut self) {
-        self.process = Some(BrokerProcess::start(&self.conf));
+        self.process = Some(BrokerProcess::start(&self.conf, self.hosts.as_deref()));
     }
 
     pub(crate) async fn start_here(&mut self, disk: Arc<dyn Disk>) {
@@ -107,7 +109,7 @@ impl Cluster {
                 )
                 .unwrap();
                 let address = format!("127.0.0.1:{}", main[k]);
-                Node { name, conf, store, address, process: None, here: None }
+                Node { name, conf, store, address, hosts: None, process: None, here: None }
             })
             .collect();
         let admin = Admin::new(RemotingClient::default(), names.address().to_string());

@@ -6,8 +6,13 @@
 mod common;
 mod disks;
 mod group;
+#[cfg(target_os = "linux")]
+mod history;
 mod leaders;
 mod members;
 mod names;
+// Needs all of 127.0.0.0/8.
+#[cfg(target_os = "linux")]
+mod partitions;
 mod room;
 mod tables;

@@ -14,7 +14,7 @@ use remoting::client::RemotingClient;
 
 use crate::common::load::{Acknowledged, Found, Load, TOPIC, check, read_all};
 use crate::common::process::{BrokerProcess, free_ports, name_server};
-use crate::common::until;
+use crate::common::{Draw, number, until};
 
 const SENDERS: u64 = 8;
 /// Acknowledgements before each kill.
@@ -47,7 +47,7 @@ impl Node {
     }
 
     fn start(&mut self) {
-        self.process = Some(BrokerProcess::start(&self.conf));
+        self.process = Some(BrokerProcess::start(&self.conf, None));
     }
 
     fn kill(&mut self) {
@@ -55,22 +55,6 @@ impl Node {
             process.kill();
         }
     }
-}
-
-/// xorshift; what it draws decides whom to kill and when.
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,7 +117,7 @@ async fn what_an_asynchronous_slave_lacks_is_the_end_of_the_log_and_comes_when_t
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let seed = number("ROCKETCLUSTER_SEED").unwrap_or(now.unwrap().as_millis() as u64);
     println!("ROCKETCLUSTER_SEED={seed}");
-    let mut draw = Draw(seed | 1);
+    let mut draw = Draw::new(seed);
     let dir = tempfile::tempdir().unwrap();
     let names = name_server(dir.path()).await;
     let more = "brokerRole=ASYNC_MASTER\nslaveReadEnable=true\n";

@@ -33,13 +33,13 @@ fn conf_in(dir: &Path, flush: &str) -> (PathBuf, String) {
 async fn storm(flush: &str) {
     let dir = tempfile::tempdir().unwrap();
     let (conf, address) = conf_in(dir.path(), flush);
-    let mut broker = BrokerProcess::start(&conf);
+    let mut broker = BrokerProcess::start(&conf, None);
     let load = Load::start(std::slice::from_ref(&address), SENDERS);
     for round in 0..ROUNDS {
         load.acknowledged(ACKNOWLEDGED_BEFORE_KILL + round * 137)
             .await;
         broker.kill();
-        broker = BrokerProcess::start(&conf);
+        broker = BrokerProcess::start(&conf, None);
         let acknowledged = load.so_far();
         let found = read_all(&address).await;
         check(&format!("{flush}, round {round}"), &acknowledged, &found);
@@ -54,13 +54,13 @@ async fn a_topic_that_an_acknowledged_send_made_is_there_after_a_kill() {
     for round in 0..ROUNDS {
         let dir = tempfile::tempdir().unwrap();
         let (conf, address) = conf_in(dir.path(), "ASYNC_FLUSH");
-        let broker = BrokerProcess::start(&conf);
+        let broker = BrokerProcess::start(&conf, None);
         let client = RemotingClient::default();
         let answer = client.invoke(&address, message("first"), CALL_LIMIT).await;
         let answer = answer.unwrap();
         assert!(place(&answer).is_some(), "{:?}", answer.remark);
         broker.kill();
-        let _broker = BrokerProcess::start(&conf);
+        let _broker = BrokerProcess::start(&conf, None);
         let found = read_all(&address).await;
         assert_eq!(
             found.into_values().collect::<Vec<_>>(),
@@ -89,7 +89,7 @@ const KILLED_AT: [usize; 2] = [1, DELAYED / 2];
 async fn delayed_messages_that_were_acknowledged_arrive_across_kills() {
     let dir = tempfile::tempdir().unwrap();
     let (conf, address) = conf_in(dir.path(), "ASYNC_FLUSH");
-    let mut broker = BrokerProcess::start(&conf);
+    let mut broker = BrokerProcess::start(&conf, None);
     let client = RemotingClient::default();
     for n in 0..DELAYED {
         let mut message = message(&format!("delayed {n}"));
@@ -107,7 +107,7 @@ async fn delayed_messages_that_were_acknowledged_arrive_across_kills() {
     for at in KILLED_AT {
         until("some of the delayed", async || arrived().await >= at).await;
         broker.kill();
-        broker = BrokerProcess::start(&conf);
+        broker = BrokerProcess::start(&conf, None);
     }
     until("all of the delayed", async || arrived().await == DELAYED).await;
 }

@@ -1,0 +1,318 @@
+//! What senders and readers saw, and when; and whether one log could have shown it to them.
+//!
+//! The promise (docs/modes.md): a try to send is in the log once at most, and not at all when it was refused; sends lie in an
+//! order in which they could have happened; whoever acknowledged a send shows it from then on; whatever anybody showed is
+//! committed, and stays where it was.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use remoting::admin::Admin;
+use remoting::client::RemotingClient;
+use remoting::protocol::response_code;
+use tokio::task::JoinHandle;
+
+use crate::common::load::{CALL_LIMIT, Found, Place, QUEUES, TOPIC, message, place};
+use crate::common::until;
+
+/// Senders that go to whoever takes messages; beside them each member has one that knows no other.
+const ROAMING: usize = 3;
+/// Between two tries of a sender that is refused, and between two reads.
+const PAUSE: Duration = Duration::from_millis(5);
+/// A reader pulls from up to so far before the end.
+const LOOK_BACK: i64 = 64;
+const BATCH: i32 = 32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Acknowledged(Place),
+    /// With the code of one who does not lead: it is nowhere.
+    Refused,
+    Unknown,
+}
+
+#[derive(Debug)]
+struct Sent {
+    body: String,
+    to: usize,
+    began: Instant,
+    ended: Instant,
+    fate: Fate,
+}
+
+#[derive(Debug)]
+enum Shown {
+    /// The offset behind the last message.
+    End(i64),
+    /// A pull from an offset that was shown to be there.
+    From(i64, BTreeMap<i64, String>),
+}
+
+#[derive(Debug)]
+struct Read {
+    at: usize,
+    queue: i32,
+    began: Instant,
+    shown: Shown,
+}
+
+#[derive(Default)]
+struct Recorded {
+    sends: Mutex<Vec<Sent>>,
+    reads: Mutex<Vec<Read>>,
+    acknowledged: AtomicU64,
+    /// Who takes messages, as far as the roaming senders know.
+    to: AtomicUsize,
+    stop: AtomicBool,
+}
+
+/// Senders and readers that run until they are stopped.
+pub(crate) struct History {
+    recorded: Arc<Recorded>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl History {
+    /// Readers at each of the members, and senders.
+    pub(crate) fn begin(members: &[String]) -> Self {
+        let recorded = Arc::<Recorded>::default();
+        let mut tasks = Vec::new();
+        for (at, member) in members.iter().enumerate() {
+            let reader = read_on(member.clone(), at, Arc::clone(&recorded));
+            tasks.push(tokio::spawn(reader));
+        }
+        for sender in 0..ROAMING + members.len() {
+            let only = sender.checked_sub(ROAMING);
+            let sending = send_on(members.to_vec(), sender, only, Arc::clone(&recorded));
+            tasks.push(tokio::spawn(sending));
+        }
+        Self { recorded, tasks }
+    }
+
+    /// Waits for so many more.
+    pub(crate) async fn acknowledged(&self, more: u64) {
+        let count = || self.recorded.acknowledged.load(Ordering::Relaxed);
+        let target = count() + more;
+        until("enough acknowledgements", async || count() >= target).await;
+    }
+
+    /// How many sends to this member were begun since then, and acknowledged.
+    pub(crate) fn acknowledged_by(&self, member: usize, since: Instant) -> usize {
+        let sends = self.recorded.sends.lock().unwrap();
+        let by = |s: &&Sent| {
+            s.to == member && s.began > since && matches!(s.fate, Fate::Acknowledged(_))
+        };
+        sends.iter().filter(by).count()
+    }
+
+    /// Ends all of it. What was recorded fits the messages that are there in the end.
+    pub(crate) async fn check(self, read_at_the_end: impl AsyncFnOnce() -> Found) {
+        self.recorded.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        let found = read_at_the_end().await;
+        let sends = std::mem::take(&mut *self.recorded.sends.lock().unwrap());
+        let reads = std::mem::take(&mut *self.recorded.reads.lock().unwrap());
+        let mut of_body: BTreeMap<&str, Place> = BTreeMap::new();
+        for (place, body) in &found {
+            let before = of_body.insert(body, *place);
+            assert_eq!(
+                before, None,
+                "a try to send is there twice: {body}, {place:?}"
+            );
+        }
+        check_places(&sends, &found, &of_body);
+        check_order(&sends, &of_body);
+        check_shown(&reads, &found);
+        check_visible(&sends, &reads);
+        let of = |fate: fn(&Fate) -> bool| sends.iter().filter(|s| fate(&s.fate)).count();
+        println!(
+            "{} messages: {} acknowledged, {} refused, {} of unknown fate; {} reads",
+            found.len(),
+            of(|f| matches!(f, Fate::Acknowledged(_))),
+            of(|f| matches!(f, Fate::Refused)),
+            of(|f| matches!(f, Fate::Unknown)),
+            reads.len()
+        );
+    }
+}
+
+async fn send_on(
+    members: Vec<String>,
+    sender: usize,
+    only: Option<usize>,
+    recorded: Arc<Recorded>,
+) {
+    let client = RemotingClient::default();
+    for n in 0.. {
+        if recorded.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let body = format!("{sender}-{n} {}", "x".repeat(200));
+        let to = only.unwrap_or_else(|| recorded.to.load(Ordering::Relaxed));
+        let began = Instant::now();
+        let answer = client
+            .invoke(&members[to], message(&body), CALL_LIMIT)
+            .await;
+        let ended = Instant::now();
+        let fate = match &answer {
+            Ok(answer) if answer.code == response_code::SERVICE_NOT_AVAILABLE => Fate::Refused,
+            Ok(answer) => place(answer).map_or(Fate::Unknown, Fate::Acknowledged),
+            Err(_) => Fate::Unknown,
+        };
+        recorded.sends.lock().unwrap().push(Sent {
+            body,
+            to,
+            began,
+            ended,
+            fate,
+        });
+        if let Fate::Acknowledged(_) = fate {
+            recorded.acknowledged.fetch_add(1, Ordering::Relaxed);
+            continue;
+        }
+        if only.is_none() {
+            let next = (to + 1) % members.len();
+            let _ = recorded
+                .to
+                .compare_exchange(to, next, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn read_on(member: String, at: usize, recorded: Arc<Recorded>) {
+    let admin = Admin::new(RemotingClient::default(), "");
+    let record = |queue, began, shown| {
+        recorded.reads.lock().unwrap().push(Read {
+            at,
+            queue,
+            began,
+            shown,
+        });
+    };
+    for n in 0_i64.. {
+        if recorded.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
+        let queue = (n % i64::from(QUEUES)) as i32;
+        let began = Instant::now();
+        let Ok(end) = admin.max_offset(&member, TOPIC, queue).await else {
+            continue;
+        };
+        record(queue, began, Shown::End(end));
+        let from = (end - 1 - n % LOOK_BACK).max(0);
+        if from >= end {
+            continue;
+        }
+        let began = Instant::now();
+        if let Ok((messages, _)) = admin.pull(&member, TOPIC, queue, from, BATCH).await {
+            let shown = messages
+                .into_iter()
+                .map(|m| (m.queue_offset, String::from_utf8(m.body).unwrap()));
+            record(queue, began, Shown::From(from, shown.collect()));
+        }
+    }
+}
+
+/// What was acknowledged lies where that was said, and what was refused nowhere.
+fn check_places(sends: &[Sent], found: &Found, of_body: &BTreeMap<&str, Place>) {
+    let mut taken = BTreeSet::new();
+    for send in sends {
+        match send.fate {
+            Fate::Acknowledged(place) => {
+                assert!(taken.insert(place), "two were told {place:?}");
+                assert_eq!(found.get(&place), Some(&send.body), "{place:?}");
+            }
+            Fate::Refused => assert_eq!(of_body.get(&*send.body), None, "{send:?}"),
+            Fate::Unknown => {}
+        }
+    }
+}
+
+/// What was begun after an acknowledgement lies behind what was acknowledged.
+fn check_order(sends: &[Sent], of_body: &BTreeMap<&str, Place>) {
+    let mut placed: Vec<(Place, &Sent)> = sends
+        .iter()
+        .filter_map(|s| Some((*of_body.get(&*s.body)?, s)))
+        .collect();
+    placed.sort_unstable_by_key(|(place, _)| std::cmp::Reverse(*place));
+    // From the end on: what is acknowledged first of all that lies behind.
+    let mut first: Option<(i32, &Sent)> = None;
+    for ((queue, offset), send) in placed {
+        if first.is_some_and(|(of, _)| of != queue) {
+            first = None;
+        }
+        if let Some((_, behind)) = first {
+            assert!(
+                behind.ended >= send.began,
+                "{send:?} came to lie at {offset} of queue {queue}, before {behind:?}"
+            );
+        }
+        if matches!(send.fate, Fate::Acknowledged(_))
+            && first.is_none_or(|(_, behind)| send.ended < behind.ended)
+        {
+            first = Some((queue, send));
+        }
+    }
+}
+
+/// Nothing was ever shown that is not there in the end, and nobody showed less than before.
+fn check_shown(reads: &[Read], found: &Found) {
+    let mut ends: BTreeMap<(usize, i32), i64> = BTreeMap::new();
+    for read in reads {
+        match &read.shown {
+            Shown::End(end) => {
+                let before = ends.insert((read.at, read.queue), *end).unwrap_or(0);
+                assert!(before <= *end, "it showed {before} before: {read:?}");
+                let last = found.contains_key(&(read.queue, end - 1));
+                assert!(*end == 0 || last, "{read:?}");
+            }
+            Shown::From(from, messages) => {
+                assert!(messages.contains_key(from), "{read:?}");
+                for (offset, body) in messages {
+                    assert_eq!(found.get(&(read.queue, *offset)), Some(body), "{read:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Who acknowledged a send shows it from then on.
+fn check_visible(sends: &[Sent], reads: &[Read]) {
+    // By member and queue: when what was acknowledged, and the last of it until then.
+    let mut acknowledged: BTreeMap<(usize, i32), Vec<(Instant, i64)>> = BTreeMap::new();
+    for send in sends {
+        if let Fate::Acknowledged((queue, offset)) = send.fate {
+            let of = acknowledged.entry((send.to, queue)).or_default();
+            of.push((send.ended, offset));
+        }
+    }
+    for of in acknowledged.values_mut() {
+        of.sort_unstable();
+        let mut last = -1;
+        for (_, offset) in of {
+            last = last.max(*offset);
+            *offset = last;
+        }
+    }
+    for read in reads {
+        let Shown::End(end) = read.shown else {
+            continue;
+        };
+        let Some(of) = acknowledged.get(&(read.at, read.queue)) else {
+            continue;
+        };
+        let before = of.partition_point(|(ended, _)| *ended < read.began);
+        if let Some((_, offset)) = before.checked_sub(1).map(|i| of[i]) {
+            assert!(
+                end > offset,
+                "{read:?}: it had acknowledged {offset} already"
+            );
+        }
+    }
+}
