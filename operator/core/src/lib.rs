@@ -7,6 +7,8 @@
 
 pub mod api;
 pub mod build;
+#[cfg(test)]
+mod fixtures;
 pub mod keys;
 pub mod plan;
 pub mod status;

@@ -545,10 +545,13 @@ fn roll(cluster: &ValidatedCluster, objects: &Objects, observed: &Observed) -> R
             .or(unwell)
             .or_else(|| healthy.filter(|_| not_well.is_none()))
     };
-    roll.at_risk = roll.restart.is_none() && on_its_way.is_none() && at_risk.is_some();
-    roll.waiting = on_its_way
-        .or(at_risk.filter(|_| roll.restart.is_none()))
-        .or(not_well);
+    let at_risk = at_risk.filter(|_| roll.restart.is_none());
+    roll.at_risk = on_its_way.is_none() && at_risk.is_some();
+    roll.waiting = match (on_its_way, at_risk) {
+        // A pod that stays away for long is all the more a reason to tell the numbers.
+        (Some(way), Some(risk)) => Some(format!("{way}; {risk}")),
+        (way, risk) => way.or(risk).or(not_well),
+    };
     roll
 }
 

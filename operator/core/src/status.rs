@@ -200,6 +200,7 @@ pub fn status(
         }),
         brokers: rows,
         masters: masters(&groups),
+        terms: terms(&groups),
         in_sync: in_sync(&groups),
         broker_groups: groups
             .iter()
@@ -330,17 +331,20 @@ fn in_sync<'a>(groups: impl IntoIterator<Item = &'a Group>) -> Option<String> {
     (!copies.is_empty()).then(|| format!("{there}/{}", copies.len()))
 }
 
+/// The first few of them, separated by commas.
+fn first_few(all: Vec<String>) -> Option<String> {
+    let more = if all.len() > NAMED_PODS { ",…" } else { "" };
+    let named = all[..all.len().min(NAMED_PODS)].join(",");
+    (!all.is_empty()).then(|| format!("{named}{more}"))
+}
+
 fn masters(groups: &[Group]) -> Option<String> {
-    let all: Vec<String> = groups.iter().filter_map(|g| g.master.clone()).collect();
-    (!all.is_empty()).then(|| {
-        let more = all.len().saturating_sub(NAMED_PODS);
-        let named = all[..all.len() - more].join(",");
-        if more > 0 {
-            format!("{named},…")
-        } else {
-            named
-        }
-    })
+    first_few(groups.iter().filter_map(|g| g.master.clone()).collect())
+}
+
+fn terms(groups: &[Group]) -> Option<String> {
+    let elected = groups.iter().filter_map(|g| g.elected.as_ref());
+    first_few(elected.map(|elected| elected.term.to_string()).collect())
 }
 
 fn group_row(group: &Group) -> BrokerGroupStatus {

@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde_json::Value;
 
 use crate::api::{
-    MAX_GROUPS, MAX_NAME_LENGTH, MAX_NAME_SERVERS, MAX_REPLICAS_PER_GROUP, Mode, PodSpec,
-    Properties, PullPolicy, RocketCluster, StorageSpec,
+    AntiAffinity, MAX_GROUPS, MAX_NAME_LENGTH, MAX_NAME_SERVERS, MAX_REPLICAS_PER_GROUP, Mode,
+    PodSpec, Properties, PullPolicy, RocketCluster, StorageSpec,
 };
 use crate::build::names;
 use crate::keys;
@@ -522,6 +522,12 @@ fn check_storage(path: &str, storage: &StorageSpec, problems: &mut Problems) {
 }
 
 fn check_pod(path: &str, pod: &PodSpec, problems: &mut Problems) {
+    if pod.affinity.is_some() && pod.anti_affinity != AntiAffinity::default() {
+        problems.add(
+            path,
+            "affinity takes the place of antiAffinity: give one of them",
+        );
+    }
     let reserved = |key: &str| {
         key.starts_with("app.kubernetes.io/")
             || key

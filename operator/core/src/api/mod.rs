@@ -9,7 +9,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-pub use pod::{ExtraMount, ExtraVolume, PodSpec};
+pub use pod::{AntiAffinity, ExtraMount, ExtraVolume, PodSpec};
 pub use rocket_cluster::{
     BrokerSpec, ImageSpec, MAX_GROUPS, MAX_NAME_LENGTH, MAX_NAME_SERVERS, MAX_REPLICAS_PER_GROUP,
     Mode, NameServerSpec, Properties, PullPolicy, Retention, RocketCluster, RocketClusterSpec,

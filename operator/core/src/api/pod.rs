@@ -10,10 +10,24 @@ use k8s_openapi::api::core::v1::{
     PersistentVolumeClaimVolumeSource, SecretVolumeSource, Toleration, TopologySpreadConstraint,
 };
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// Whether pods whose loss together would hurt may share a node when there is no other.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AntiAffinity {
+    /// They keep apart where nodes allow it.
+    #[default]
+    Preferred,
+    /// A pod that finds no node of its own waits for one.
+    Required,
+}
 
 /// What may be set on the pods.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[x_kube(
+    validation = Rule::new("!has(self.affinity) || !has(self.antiAffinity) || self.antiAffinity == 'Preferred'").message("affinity takes the place of antiAffinity: give one of them"),
+)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSpec {
     /// Further labels. Those under app.kubernetes.io/ and rocketcluster.io/ belong to the operator.
@@ -24,7 +38,11 @@ pub struct PodSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub annotations: BTreeMap<String, String>,
-    /// Takes the place of the default, which spreads the brokers of a group over nodes.
+    /// Whether the brokers of a group, and the name servers, may share a node: Preferred (the default) lets them when there is no other node,
+    /// Required lets a pod wait for one. Changing it restarts the pods one by one.
+    #[serde(default)]
+    pub anti_affinity: AntiAffinity,
+    /// Takes the place of the default, which keeps the brokers of a group, and the name servers, apart as antiAffinity says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
     /// Nodes must have these labels.

@@ -49,6 +49,7 @@ pub const MAX_NAME_LENGTH: usize = 41;
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.readyBrokers", description = "brokers registered, of those wanted"),
     printcolumn(name = "NameServers", type_ = "string", json_path = ".status.readyNameServers", description = "name servers ready, of those wanted"),
     printcolumn(name = "Masters", type_ = "string", json_path = ".status.masters", priority = 1, description = "pods that take writes"),
+    printcolumn(name = "Terms", type_ = "string", json_path = ".status.terms", priority = 1, description = "elections that they won, in dledger"),
     printcolumn(name = "InSync", type_ = "string", json_path = ".status.inSync", priority = 1, description = "brokers that have what their master has"),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
     printcolumn(name = "Address", type_ = "string", json_path = ".status.nameServers.address", priority = 1, description = "name-server address for clients"),

@@ -27,6 +27,9 @@ pub struct RocketClusterStatus {
     /// The pods that take writes, the first few of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub masters: Option<String>,
+    /// The elections that they won (dledger), in the same order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<String>,
     /// `4/4`: brokers that have what their master has, of all in groups with copies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_sync: Option<String>,

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{CLAIM, CONFIG_FOLDER, Component, DATA_FOLDER, labels, names, selector};
-use crate::api;
+use crate::api::{self, AntiAffinity};
 use crate::validate::ValidatedCluster;
 
 /// User and group of the processes; any number but 0 would do.
@@ -198,28 +198,36 @@ fn pod_security() -> PodSecurityContext {
     }
 }
 
-/// Pods whose loss together would hurt keep apart: those of a group above all, then all of the same kind.
+/// Pods whose loss together would hurt keep apart: those of a group (or the name servers) above all, where that is asked for even when they find no
+/// place then; and all of the same kind as far as nodes allow it.
 fn default_affinity(pod: &Pod<'_>) -> Affinity {
-    let apart = |weight: i32, group: Option<i32>| WeightedPodAffinityTerm {
-        weight,
-        pod_affinity_term: PodAffinityTerm {
-            label_selector: Some(LabelSelector {
-                match_labels: Some(selector(&pod.cluster.name, Some(pod.component), group)),
-                ..LabelSelector::default()
-            }),
-            topology_key: "kubernetes.io/hostname".to_owned(),
-            ..PodAffinityTerm::default()
-        },
+    let apart = |group: Option<i32>| PodAffinityTerm {
+        label_selector: Some(LabelSelector {
+            match_labels: Some(selector(&pod.cluster.name, Some(pod.component), group)),
+            ..LabelSelector::default()
+        }),
+        topology_key: "kubernetes.io/hostname".to_owned(),
+        ..PodAffinityTerm::default()
     };
-    let mut terms = Vec::new();
-    if pod.group.is_some() {
-        terms.push(apart(100, pod.group));
+    let weighted = |weight: i32, group: Option<i32>| WeightedPodAffinityTerm {
+        weight,
+        pod_affinity_term: apart(group),
+    };
+    let required = pod.overrides.anti_affinity == AntiAffinity::Required;
+    // What is required need not be preferred as well.
+    let mut preferred = Vec::new();
+    if pod.group.is_some() && !required {
+        preferred.push(weighted(100, pod.group));
     }
-    terms.push(apart(50, None));
+    if pod.group.is_some() || !required {
+        preferred.push(weighted(50, None));
+    }
     Affinity {
         pod_anti_affinity: Some(PodAntiAffinity {
-            preferred_during_scheduling_ignored_during_execution: Some(terms),
-            ..PodAntiAffinity::default()
+            preferred_during_scheduling_ignored_during_execution: Some(preferred)
+                .filter(|terms| !terms.is_empty()),
+            required_during_scheduling_ignored_during_execution: required
+                .then(|| vec![apart(pod.group)]),
         }),
         ..Affinity::default()
     }

@@ -1,58 +1,39 @@
-use serde_json::json;
+use k8s_openapi::Resource;
+use serde_json::{Value, json};
 
 use super::*;
-use crate::validate::{Defaults, validate};
+use crate::fixtures::cluster;
 
-fn cluster(spec: serde_json::Value) -> ValidatedCluster {
-    let object = serde_json::from_value(json!({
-        "apiVersion": "rocketcluster.io/v1alpha1",
-        "kind": "RocketCluster",
-        "metadata": {"name": "demo", "namespace": "shop", "uid": "u-1", "generation": 3},
-        "spec": spec,
-    }))
-    .unwrap();
-    validate(&object, &Defaults::default()).unwrap()
+fn built(spec: Value) -> Objects {
+    build(&cluster(spec))
+}
+
+fn metas(objects: &Objects) -> Vec<(&'static str, &ObjectMeta)> {
+    fn of<K: Resource>(
+        list: &[K],
+        meta: fn(&K) -> &ObjectMeta,
+    ) -> Vec<(&'static str, &ObjectMeta)> {
+        list.iter().map(|o| (K::KIND, meta(o))).collect()
+    }
+    [
+        of(&objects.service_accounts, |o| &o.metadata),
+        of(&objects.config_maps, |o| &o.metadata),
+        of(&objects.services, |o| &o.metadata),
+        of(&objects.pod_disruption_budgets, |o| &o.metadata),
+        of(&objects.stateful_sets, |o| &o.metadata),
+    ]
+    .concat()
 }
 
 fn names_of(objects: &Objects) -> Vec<String> {
-    let name = |meta: &ObjectMeta| meta.name.clone().unwrap();
-    let mut names = Vec::new();
-    names.extend(
-        objects
-            .service_accounts
-            .iter()
-            .map(|o| format!("ServiceAccount {}", name(&o.metadata))),
-    );
-    names.extend(
-        objects
-            .config_maps
-            .iter()
-            .map(|o| format!("ConfigMap {}", name(&o.metadata))),
-    );
-    names.extend(
-        objects
-            .services
-            .iter()
-            .map(|o| format!("Service {}", name(&o.metadata))),
-    );
-    names.extend(
-        objects
-            .pod_disruption_budgets
-            .iter()
-            .map(|o| format!("PodDisruptionBudget {}", name(&o.metadata))),
-    );
-    names.extend(
-        objects
-            .stateful_sets
-            .iter()
-            .map(|o| format!("StatefulSet {}", name(&o.metadata))),
-    );
-    names
+    let named =
+        |(kind, meta): (&str, &ObjectMeta)| format!("{kind} {}", meta.name.clone().unwrap());
+    metas(objects).into_iter().map(named).collect()
 }
 
 #[test]
 fn the_objects_of_a_multi_master_cluster() {
-    let objects = build(&cluster(json!({"mode": "multi-master"})));
+    let objects = built(json!({"mode": "multi-master"}));
     assert_eq!(
         names_of(&objects),
         [
@@ -78,12 +59,12 @@ fn the_objects_of_a_multi_master_cluster() {
 
 #[test]
 fn the_files() {
-    let objects = build(&cluster(json!({
+    let objects = built(json!({
         "mode": "multi-master",
         "clusterName": "shop-1",
         "nameServer": {"config": {"orderMessageEnable": true}},
         "broker": {"namePrefix": "b", "config": {"fileReservedTime": 48, "flushDiskType": "SYNC_FLUSH", "shutdownDrainMs": 500}},
-    })));
+    }));
     assert_eq!(
         objects.config_of("demo-broker-1-0").unwrap(),
         "brokerClusterName=shop-1\n\
@@ -114,11 +95,7 @@ fn the_files() {
 
 #[test]
 fn the_files_of_a_master_and_its_slave() {
-    let of = |mode: &str| {
-        build(&cluster(
-            json!({"mode": mode, "broker": {"config": {"traceOn": false}}}),
-        ))
-    };
+    let of = |mode: &str| built(json!({"mode": mode, "broker": {"config": {"traceOn": false}}}));
     let (objects, sync) = (of("2m-2s-async"), of("2m-2s-sync"));
     let master = "brokerClusterName=demo\n\
          brokerName=broker-1\n\
@@ -162,9 +139,8 @@ fn the_files_of_a_master_and_its_slave() {
 
 #[test]
 fn the_file_of_a_member_that_is_elected_or_not() {
-    let objects = build(&cluster(
-        json!({"mode": "dledger", "broker": {"config": {"preferredLeaderId": "n1"}}}),
-    ));
+    let objects =
+        built(json!({"mode": "dledger", "broker": {"config": {"preferredLeaderId": "n1"}}}));
     assert_eq!(
         objects.config_of("demo-broker-0-2").unwrap(),
         "brokerClusterName=demo\n\
@@ -206,7 +182,7 @@ fn the_objects_of_groups_with_copies() {
             ],
         ),
     ] {
-        let objects = build(&cluster(json!({"mode": mode})));
+        let objects = built(json!({"mode": mode}));
         let names = names_of(&objects);
         let services: Vec<&String> = names
             .iter()
@@ -260,7 +236,7 @@ fn the_objects_of_groups_with_copies() {
 #[test]
 fn modes_that_change_into_each_other_share_their_pod_template() {
     let template = |spec: serde_json::Value| {
-        let objects = build(&cluster(spec));
+        let objects = built(spec);
         let set = objects.stateful_sets[1].clone();
         assert_eq!(set.metadata.name.as_deref(), Some("demo-broker-0"));
         set.spec.unwrap().template
@@ -270,7 +246,7 @@ fn modes_that_change_into_each_other_share_their_pod_template() {
         assert_eq!(template(json!({"mode": mode})), single, "{mode}");
     }
     let file = |mode: &str| {
-        let objects = build(&cluster(json!({"mode": mode})));
+        let objects = built(json!({"mode": mode}));
         config_hash(objects.config_of("demo-broker-0-0").unwrap().as_bytes())
     };
     assert_eq!(file("single-master"), file("2m-2s-async"));
@@ -280,10 +256,8 @@ fn modes_that_change_into_each_other_share_their_pod_template() {
 
 #[test]
 fn more_members_restart_nobody() {
-    let three = build(&cluster(json!({"mode": "dledger"})));
-    let five = build(&cluster(
-        json!({"mode": "dledger", "broker": {"replicasPerGroup": 5}}),
-    ));
+    let three = built(json!({"mode": "dledger"}));
+    let five = built(json!({"mode": "dledger", "broker": {"replicasPerGroup": 5}}));
     let hash =
         |objects: &Objects| config_hash(objects.config_of("demo-broker-0-1").unwrap().as_bytes());
     assert_eq!(hash(&three), hash(&five));
@@ -295,7 +269,7 @@ fn more_members_restart_nobody() {
 
 #[test]
 fn what_can_never_change_on_a_stateful_set() {
-    for set in build(&cluster(json!({"mode": "multi-master"}))).stateful_sets {
+    for set in built(json!({"mode": "multi-master"})).stateful_sets {
         let spec = set.spec.unwrap();
         assert_eq!(spec.pod_management_policy.as_deref(), Some("Parallel"));
         assert_eq!(
@@ -327,7 +301,7 @@ fn what_can_never_change_on_a_stateful_set() {
 
 #[test]
 fn pods_pass_the_restricted_pod_security_standard() {
-    for set in build(&cluster(json!({"mode": "single-master"}))).stateful_sets {
+    for set in built(json!({"mode": "single-master"})).stateful_sets {
         let pod = set.spec.unwrap().template.spec.unwrap();
         let security = pod.security_context.unwrap();
         assert_eq!(security.run_as_non_root, Some(true));
@@ -361,9 +335,7 @@ fn pods_pass_the_restricted_pod_security_standard() {
 #[test]
 fn the_grace_period_follows_the_drain() {
     let grace = |config: serde_json::Value| {
-        let objects = build(&cluster(
-            json!({"mode": "single-master", "broker": {"config": config}}),
-        ));
+        let objects = built(json!({"mode": "single-master", "broker": {"config": config}}));
         let set = objects.stateful_sets.last().unwrap().clone();
         set.spec
             .unwrap()
@@ -379,7 +351,7 @@ fn the_grace_period_follows_the_drain() {
 
 #[test]
 fn pods_keep_their_selector_labels_and_can_be_adjusted() {
-    let objects = build(&cluster(json!({
+    let objects = built(json!({
         "mode": "single-master",
         "broker": {"pod": {
             "labels": {"team": "shop"},
@@ -389,7 +361,7 @@ fn pods_keep_their_selector_labels_and_can_be_adjusted() {
             "volumes": [{"name": "certs", "secret": {"secretName": "x"}}],
             "volumeMounts": [{"name": "certs", "mountPath": "/certs"}],
         }},
-    })));
+    }));
     let template = objects.stateful_sets[1].spec.clone().unwrap().template;
     let labels = template.metadata.unwrap().labels.unwrap();
     assert_eq!(
@@ -405,15 +377,54 @@ fn pods_keep_their_selector_labels_and_can_be_adjusted() {
 }
 
 #[test]
+fn members_keep_apart_as_far_as_nodes_allow_or_wait_for_a_node() {
+    let apart = |pod: Value| {
+        let objects =
+            built(json!({"mode": "dledger", "broker": {"pod": pod}, "nameServer": {"pod": pod}}));
+        let terms = |set: &StatefulSet| {
+            let pod = set.spec.clone().unwrap().template.spec.unwrap();
+            let apart = pod.affinity.unwrap().pod_anti_affinity.unwrap();
+            let required = apart.required_during_scheduling_ignored_during_execution;
+            let preferred = apart.preferred_during_scheduling_ignored_during_execution;
+            let group_of = |term: &k8s_openapi::api::core::v1::PodAffinityTerm| {
+                assert_eq!(term.topology_key, "kubernetes.io/hostname");
+                let labels = term.label_selector.clone().unwrap().match_labels.unwrap();
+                labels.contains_key(LABEL_GROUP)
+            };
+            let preferred = preferred.unwrap_or_default();
+            (
+                required
+                    .unwrap_or_default()
+                    .iter()
+                    .map(group_of)
+                    .collect::<Vec<bool>>(),
+                preferred
+                    .iter()
+                    .map(|p| (p.weight, group_of(&p.pod_affinity_term)))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        (
+            terms(&objects.stateful_sets[0]),
+            terms(&objects.stateful_sets[1]),
+        )
+    };
+    let default = (
+        (vec![], vec![(50, false)]),
+        (vec![], vec![(100, true), (50, false)]),
+    );
+    assert_eq!(apart(json!({})), default);
+    assert_eq!(apart(json!({"antiAffinity": "Preferred"})), default);
+    assert_eq!(
+        apart(json!({"antiAffinity": "Required"})),
+        ((vec![false], vec![]), (vec![true], vec![(50, false)]))
+    );
+}
+
+#[test]
 fn every_object_has_its_owner_and_its_labels() {
-    let objects = build(&cluster(json!({"mode": "multi-master"})));
-    let metas: Vec<&ObjectMeta> = (objects.service_accounts.iter().map(|o| &o.metadata))
-        .chain(objects.config_maps.iter().map(|o| &o.metadata))
-        .chain(objects.services.iter().map(|o| &o.metadata))
-        .chain(objects.pod_disruption_budgets.iter().map(|o| &o.metadata))
-        .chain(objects.stateful_sets.iter().map(|o| &o.metadata))
-        .collect();
-    for meta in metas {
+    let objects = built(json!({"mode": "multi-master"}));
+    for (_, meta) in metas(&objects) {
         let labels = meta.labels.as_ref().unwrap();
         assert_eq!(labels[LABEL_CLUSTER], "demo");
         assert_eq!(labels[LABEL_MANAGED_BY], MANAGED_BY);
@@ -425,10 +436,8 @@ fn every_object_has_its_owner_and_its_labels() {
 
 #[test]
 fn scaling_name_servers_touches_no_broker_and_no_other_name_server() {
-    let two = build(&cluster(json!({"mode": "multi-master"})));
-    let three = build(&cluster(
-        json!({"mode": "multi-master", "nameServer": {"replicas": 3}}),
-    ));
+    let two = built(json!({"mode": "multi-master"}));
+    let three = built(json!({"mode": "multi-master", "nameServer": {"replicas": 3}}));
     assert_eq!(two.stateful_sets[1..], three.stateful_sets[1..]);
     assert_eq!(two.config_maps[1..], three.config_maps[1..]);
     assert_eq!(

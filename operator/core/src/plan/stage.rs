@@ -28,12 +28,26 @@ pub(super) fn stage(cluster: &mut ValidatedCluster, observed: &Observed) -> Stag
             continue;
         };
         cluster.broker.staged.insert(group, live);
-        let size = if cluster.mode == Mode::DLedger {
-            members(cluster, observed, group, live, &mut staged)
-        } else if wanted >= live {
+        let elects = cluster.mode == Mode::DLedger;
+        let size = if !elects && wanted >= live {
             wanted
+        } else if let Some(pod) = leaving(cluster, observed, group, live) {
+            if live != wanted {
+                wait(&mut staged, format!("{pod} is being removed"));
+            }
+            live
         } else {
-            fewer_slaves(cluster, observed, group, live, &mut staged)
+            let sizing = Sizing {
+                cluster,
+                observed,
+                seen: Group::of(cluster, observed, group),
+                live,
+            };
+            if elects {
+                sizing.members(&mut staged)
+            } else {
+                sizing.fewer_slaves(&mut staged)
+            }
         };
         if size == wanted {
             cluster.broker.staged.remove(&group);
@@ -60,161 +74,160 @@ fn leaving(
         .find(|pod| observed.pod(pod).is_some())
 }
 
-fn fewer_slaves(
-    cluster: &ValidatedCluster,
-    observed: &Observed,
-    group: i32,
+/// A group whose size is not the one asked for, or that elects.
+struct Sizing<'a> {
+    cluster: &'a ValidatedCluster,
+    observed: &'a Observed,
+    seen: Group,
+    /// Pods that there are to be by now.
     live: i32,
-    staged: &mut Staged,
-) -> i32 {
-    if let Some(pod) = leaving(cluster, observed, group, live) {
-        wait(staged, format!("{pod} is being removed"));
-        return live;
-    }
-    let set = names::broker_group(&cluster.name, group);
-    let master = names::broker_pod(&cluster.name, group, 0);
-    let goes = names::broker_pod(&cluster.name, group, live - 1);
-    let hold = |why: String| format!("{goes} goes when {why}");
-    let (Some(pod), Some(revision)) = (
-        observed.pod(&master).filter(|pod| !pod.terminating),
-        settled_revision(observed.stateful_set(&set)),
-    ) else {
-        wait(staged, hold(format!("{master} is there")));
-        return live;
-    };
-    // A master that promises a copy must not lose the last broker that could hold it.
-    let objects = build(cluster);
-    if pod.server.is_none() || outdated(&objects, pod, &revision).is_some() {
-        wait(staged, hold(format!("{master} runs with its new settings")));
-        return live;
-    }
-    let seen = Group::of(cluster, observed, group);
-    let stays = seen.brokers.iter().filter(|b| b.ordinal < live - 1);
-    if let Some(behind) = stays
-        .filter(|b| b.ordinal > 0)
-        .find(|b| b.in_sync != Some(true))
-    {
-        wait(staged, hold(format!("{} has caught up", behind.pod)));
-        return live;
-    }
-    live - 1
 }
 
-/// One step towards the members asked for. Returns how many pods there are to be now.
-fn members(
-    cluster: &ValidatedCluster,
-    observed: &Observed,
-    group: i32,
-    live: i32,
-    staged: &mut Staged,
-) -> i32 {
-    let wanted = cluster.broker.replicas_per_group;
-    let seen = Group::of(cluster, observed, group);
-    if let Some(pod) = leaving(cluster, observed, group, live) {
-        if live != wanted {
-            wait(staged, format!("{pod} is being removed"));
-        }
-        return live;
+impl Sizing<'_> {
+    fn pod(&self, ordinal: i32) -> String {
+        names::broker_pod(&self.cluster.name, self.seen.group, ordinal)
     }
-    let Some(elected) = &seen.elected else {
-        if live != wanted {
-            wait(
-                staged,
-                format!("{} changes its size when it has a leader", seen.name),
-            );
+
+    /// One slave less, if nobody counts on it. Returns how many pods there are to be now.
+    fn fewer_slaves(&self, staged: &mut Staged) -> i32 {
+        match self.counts_on_the_last() {
+            Some(why) => {
+                wait(
+                    staged,
+                    format!("{} goes when {why}", self.pod(self.live - 1)),
+                );
+                self.live
+            }
+            None => self.live - 1,
         }
-        return live;
-    };
-    if staged.step.is_some() {
-        return live;
     }
-    let step = |change: MemberChange, why: String| {
-        seen.master.clone().map(|leader| MemberStep {
-            group: seen.name.clone(),
-            leader,
-            change,
-            why,
-        })
-    };
-    // Who should be a member: pods that are there and stay. The one that goes is still one until the others have let it go.
-    let stays = live.min(wanted.max(live - 1));
-    for ordinal in 0..stays {
-        let id = names::member_id(ordinal);
-        let Some(broker) = seen.broker(ordinal) else {
-            continue;
+
+    /// What has to be so before the last slave may go.
+    fn counts_on_the_last(&self) -> Option<String> {
+        let set = names::broker_group(&self.cluster.name, self.seen.group);
+        let master = self.pod(0);
+        let (Some(pod), Some(revision)) = (
+            self.observed.pod(&master).filter(|pod| !pod.terminating),
+            settled_revision(self.observed.stateful_set(&set)),
+        ) else {
+            return Some(format!("{master} is there"));
         };
-        let is_member = elected.members.contains(&id);
-        let answers = observed
-            .pod(&broker.pod)
-            .is_some_and(|pod| pod.server.is_some() && !pod.terminating);
-        if !is_member && answers {
-            staged.step = step(
-                MemberChange::Add {
-                    address: raft_address(cluster, group, ordinal),
-                    id,
-                },
-                format!("{} joins", broker.pod),
-            );
-            return live;
+        // A master that promises a copy must not lose the last broker that could hold it.
+        let objects = build(self.cluster);
+        if pod.server.is_none() || outdated(&objects, pod, &revision).is_some() {
+            return Some(format!("{master} runs with its new settings"));
         }
-        // A group grows only while it is whole.
-        if live < wanted && broker.in_sync != Some(true) {
-            let how = broker.lag_bytes.map_or_else(
-                || "is a member".to_owned(),
-                |lag| format!("has caught up, it is {}", behind(lag)),
-            );
-            wait(
-                staged,
-                format!("{} grows further when {} {how}", seen.name, broker.pod),
-            );
-            return live;
-        }
-        if live != wanted && broker.voter != Some(true) {
-            wait(
-                staged,
-                format!("{} changes further when {} votes", seen.name, broker.pod),
-            );
-            return live;
-        }
+        let mut slaves_that_stay = self.seen.brokers.iter();
+        let behind = slaves_that_stay
+            .find(|b| b.ordinal > 0 && b.ordinal < self.live - 1 && b.in_sync != Some(true))?;
+        Some(format!("{} has caught up", behind.pod))
     }
-    // Members without a pod: a removal that was cut short.
-    let stray = elected
-        .members
-        .iter()
-        .find(|id| names::member_ordinal(id).is_none_or(|ordinal| ordinal >= live));
-    let goes = match stray {
-        Some(id) => Some(id.clone()),
-        None if live > wanted => {
-            Some(names::member_id(live - 1)).filter(|id| elected.members.contains(id))
+
+    /// One step towards the members asked for. Returns how many pods there are to be now.
+    fn members(&self, staged: &mut Staged) -> i32 {
+        let (seen, live) = (&self.seen, self.live);
+        let wanted = self.cluster.broker.replicas_per_group;
+        let Some(elected) = &seen.elected else {
+            if live != wanted {
+                wait(
+                    staged,
+                    format!("{} changes its size when it has a leader", seen.name),
+                );
+            }
+            return live;
+        };
+        if staged.step.is_some() {
+            return live;
         }
-        None => None,
-    };
-    if let Some(id) = goes {
-        if let Some(refusal) = breaks(&seen.name, elected, &id) {
-            staged.refusals.push(refusal);
-        } else if elected.leader_id == id {
-            let heir = elected
-                .active
-                .iter()
-                .find(|voter| **voter != id)
-                .cloned()
-                .unwrap_or_default();
-            staged.step = step(
-                MemberChange::Transfer { to: heir },
-                format!("{id} of {} leads and is to go", seen.name),
-            );
-        } else {
-            staged.step = step(
-                MemberChange::Remove { id: id.clone() },
-                format!("{wanted} members are asked for"),
-            );
+        let step = |change: MemberChange, why: String| {
+            seen.master.clone().map(|leader| MemberStep {
+                group: seen.name.clone(),
+                leader,
+                change,
+                why,
+            })
+        };
+        // Who should be a member: pods that are there and stay. The one that goes is still one until the others have let it go.
+        let stays = live.min(wanted.max(live - 1));
+        for ordinal in 0..stays {
+            let id = names::member_id(ordinal);
+            let Some(broker) = seen.broker(ordinal) else {
+                continue;
+            };
+            let is_member = elected.members.contains(&id);
+            let answers = self
+                .observed
+                .pod(&broker.pod)
+                .is_some_and(|pod| pod.server.is_some() && !pod.terminating);
+            if !is_member && answers {
+                staged.step = step(
+                    MemberChange::Add {
+                        address: raft_address(self.cluster, seen.group, ordinal),
+                        id,
+                    },
+                    format!("{} joins", broker.pod),
+                );
+                return live;
+            }
+            // A group grows only while it is whole.
+            if live < wanted && broker.in_sync != Some(true) {
+                let how = broker.lag_bytes.map_or_else(
+                    || "is a member".to_owned(),
+                    |lag| format!("has caught up, it is {}", behind(lag)),
+                );
+                wait(
+                    staged,
+                    format!("{} grows further when {} {how}", seen.name, broker.pod),
+                );
+                return live;
+            }
+            if live != wanted && broker.voter != Some(true) {
+                wait(
+                    staged,
+                    format!("{} changes further when {} votes", seen.name, broker.pod),
+                );
+                return live;
+            }
         }
-        return live;
-    }
-    match live.cmp(&wanted) {
-        std::cmp::Ordering::Less => live + 1,
-        std::cmp::Ordering::Greater => live - 1,
-        std::cmp::Ordering::Equal => live,
+        // Members without a pod: a removal that was cut short.
+        let stray = elected
+            .members
+            .iter()
+            .find(|id| names::member_ordinal(id).is_none_or(|ordinal| ordinal >= live));
+        let goes = match stray {
+            Some(id) => Some(id.clone()),
+            None if live > wanted => {
+                Some(names::member_id(live - 1)).filter(|id| elected.members.contains(id))
+            }
+            None => None,
+        };
+        if let Some(id) = goes {
+            if let Some(refusal) = breaks(&seen.name, elected, &id) {
+                staged.refusals.push(refusal);
+            } else if elected.leader_id == id {
+                let heir = elected
+                    .active
+                    .iter()
+                    .find(|voter| **voter != id)
+                    .cloned()
+                    .unwrap_or_default();
+                staged.step = step(
+                    MemberChange::Transfer { to: heir },
+                    format!("{id} of {} leads and is to go", seen.name),
+                );
+            } else {
+                staged.step = step(
+                    MemberChange::Remove { id: id.clone() },
+                    format!("{wanted} members are asked for"),
+                );
+            }
+            return live;
+        }
+        match live.cmp(&wanted) {
+            std::cmp::Ordering::Less => live + 1,
+            std::cmp::Ordering::Greater => live - 1,
+            std::cmp::Ordering::Equal => live,
+        }
     }
 }
 

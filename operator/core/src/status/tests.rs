@@ -1,58 +1,16 @@
 use serde_json::json;
 
 use super::*;
-use crate::plan::{ObservedPod, ServerReport, plan};
-use crate::validate::{Defaults, ValidatedCluster, validate};
+use crate::fixtures::{self, healthy};
+use crate::plan::plan;
+use crate::validate::ValidatedCluster;
 
 fn cluster() -> ValidatedCluster {
-    let object = serde_json::from_value(json!({
-        "apiVersion": "rocketcluster.io/v1alpha1",
-        "kind": "RocketCluster",
-        "metadata": {"name": "demo", "namespace": "shop", "uid": "u-1", "generation": 3},
-        "spec": {"mode": "multi-master"},
-    }))
-    .unwrap();
-    validate(&object, &Defaults::default()).unwrap()
+    fixtures::cluster(json!({"mode": "multi-master"}))
 }
 
 fn at(second: i64) -> Time {
     serde_json::from_value(json!(format!("2026-01-01T00:00:{second:02}Z"))).unwrap()
-}
-
-fn healthy(cluster: &ValidatedCluster) -> Observed {
-    let objects = crate::build::build(cluster);
-    let mut observed = Observed {
-        stateful_sets: objects.stateful_sets.clone(),
-        name_server_ip: Some("10.96.0.9".to_owned()),
-        ..Observed::default()
-    };
-    for set in &mut observed.stateful_sets {
-        set.metadata.generation = Some(1);
-        set.status = Some(
-            serde_json::from_value(
-                json!({"replicas": 1, "observedGeneration": 1, "updateRevision": "r1"}),
-            )
-            .unwrap(),
-        );
-    }
-    for wanted in wanted_pods(cluster) {
-        observed
-            .broker_ips
-            .insert(wanted.pod.clone(), "10.96.0.10".to_owned());
-        observed.pods.push(ObservedPod {
-            uid: wanted.pod.clone(),
-            revision: Some("r1".to_owned()),
-            ready: true,
-            server: Some(ServerReport {
-                registered: true,
-                version: Some("V4_9_8".to_owned()),
-                ..ServerReport::default()
-            }),
-            name: wanted.pod,
-            ..ObservedPod::default()
-        });
-    }
-    observed
 }
 
 fn condition<'a>(status: &'a RocketClusterStatus, kind: &str) -> &'a Condition {
@@ -195,4 +153,55 @@ fn figures_that_always_move_are_no_news() {
     assert_eq!(without_figures(&one), without_figures(&other));
     other.conditions[1].message = "x is 777777 bytes behind, 2 to go".to_owned();
     assert_ne!(without_figures(&one), without_figures(&other));
+}
+
+#[test]
+fn a_group_that_elects_tells_its_leader_its_term_and_how_far_everybody_is() {
+    use crate::plan::{Member, Peer, Replication};
+
+    let cluster = fixtures::cluster(json!({"mode": "dledger"}));
+    let mut observed = healthy(&cluster);
+    let nobody = status(&plan(&cluster, &observed), &observed, None, &at(0));
+    assert_eq!((nobody.masters, nobody.terms), (None, None));
+    for pod in &mut observed.pods {
+        let Some((_, ordinal)) = pod.name.split_once("-broker-0-") else {
+            continue;
+        };
+        let id = format!("n{ordinal}");
+        pod.server.as_mut().unwrap().replication = Replication::Member(Member {
+            leads: id == "n1",
+            id,
+            term: 4,
+            commit_index: 90,
+            applied_index: 89,
+            commit_offset: 9_000,
+            peers: [("n0", 7), ("n1", 0), ("n2", 64 << 20)]
+                .map(|(id, lag_bytes)| Peer {
+                    id: id.to_owned(),
+                    lag_bytes,
+                    voter: true,
+                    active: true,
+                    sure: true,
+                })
+                .to_vec(),
+        });
+    }
+    let told = status(&plan(&cluster, &observed), &observed, None, &at(0));
+    assert_eq!(told.masters.as_deref(), Some("demo-broker-0-1"));
+    assert_eq!(told.terms.as_deref(), Some("4"));
+    assert_eq!(told.in_sync.as_deref(), Some("2/3"));
+    let [group] = &told.broker_groups[..] else {
+        panic!("{:?}", told.broker_groups)
+    };
+    assert_eq!(
+        (
+            group.term,
+            group.commit_index,
+            group.applied_index,
+            group.commit_offset
+        ),
+        (Some(4), Some(90), Some(89), Some(9_000))
+    );
+    let lags: Vec<_> = told.brokers.iter().map(|b| b.lag_bytes).collect();
+    assert_eq!(lags, [Some(7), Some(0), Some(64 << 20)]);
 }
