@@ -460,16 +460,19 @@ fn an_elected_group_rolls_its_leader_last_and_outlives_it() {
     let leader = |f: &Fixture| {
         let led: Vec<String> = roles(f)
             .into_iter()
-            .filter(|(_, role)| role == "master")
+            .filter(|(_, role)| role == "leader")
             .map(|(name, _)| name)
             .collect();
         (led.len() == 1).then(|| led[0].clone())
     };
     let first = leader(&f).expect("one leader");
-    assert_eq!(
-        roles(&f).iter().filter(|(_, role)| role == "slave").count(),
-        2
-    );
+    let followers = || f.pods().into_iter().filter(|p| p["role"] == "follower");
+    assert_eq!(followers().count(), 2);
+    let term = f.pod(&first)["term"].as_i64().unwrap();
+    assert!(f.ok(&["status"]).contains(&format!("leader (term {term})")));
+    until("the followers to have everything", || {
+        followers().count() == 2 && followers().all(|p| p["lagBytes"] == 0)
+    });
     f.ok(&["send", "-t", "orders", "-m", "x", "-c", "20", "-q"]);
 
     f.up(&f.file(&spec(7)), &[]);
@@ -498,6 +501,44 @@ fn an_elected_group_rolls_its_leader_last_and_outlives_it() {
     });
     until("every member", || {
         f.pods().iter().all(|p| p["phase"] == "Ready") && leader(&f).is_some()
+    });
+    assert!(f.bodies("orders").len() >= 21);
+}
+
+#[test]
+fn an_elected_group_grows_and_shrinks_by_an_edit_of_its_file() {
+    let f = Fixture::new();
+    let up = |members: u32| {
+        let spec = format!(
+            "{{mode: dledger, nameServer: {{replicas: 1}}, broker: {{replicasPerGroup: {members}}}}}"
+        );
+        f.up(&f.file(&spec), &[]);
+        f.ok(&["send", "-t", "orders", "-m", "x", "-c", "5", "-q"]);
+    };
+    let brokers = || -> Vec<(Value, Value)> {
+        let all = f.pods().into_iter().filter(|p| p["program"] == "mqbroker");
+        all.map(|p| (p["name"].clone(), p["pid"].clone())).collect()
+    };
+    up(3);
+    let three = brokers();
+    for members in [5, 3, 5] {
+        up(members);
+        let now = brokers();
+        assert_eq!(now.len(), members as usize);
+        assert_eq!(now[..3], three, "nobody was restarted");
+    }
+    // Two of five may go: who joined counts, also who joined again with what it had.
+    for (_, pid) in &three[1..] {
+        let pid = i32::try_from(pid.as_i64().unwrap()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    }
+    until("a send to be taken", || {
+        f.run(&["send", "-t", "orders", "-m", "x", "-q"])
+            .status
+            .success()
+    });
+    until("all to be back", || {
+        f.pods().iter().all(|p| p["phase"] == "Ready")
     });
     assert!(f.bodies("orders").len() >= 21);
 }

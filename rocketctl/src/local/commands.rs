@@ -338,7 +338,14 @@ async fn look_at(folder: ClusterFolder) -> Found {
     let alive = folder.is_running();
     let state = folder.state().filter(|_| alive);
     let standings = match &state {
-        Some(state) => standings(&state.name_servers.join(";")).await,
+        Some(state) => {
+            let elected = state
+                .pods
+                .iter()
+                .filter(|pod| pod.duty == Some(Duty::Elected));
+            let members: Vec<&str> = elected.map(|pod| pod.address.as_str()).collect();
+            standings(&state.name_servers.join(";"), &members).await
+        }
         None => BTreeMap::new(),
     };
     Found {
@@ -393,7 +400,12 @@ fn show_status(cluster: &Found, state: &State) {
         table.row([
             pod.name.clone(),
             pod.address.clone(),
-            standing.map(|s| s.role.to_owned()).unwrap_or_default(),
+            standing
+                .map(|s| match s.term {
+                    Some(term) => format!("{} (term {term})", s.role),
+                    None => s.role.to_owned(),
+                })
+                .unwrap_or_default(),
             standing
                 .and_then(|s| s.lag_bytes)
                 .map(|bytes| format!("{bytes} B"))

@@ -6,6 +6,7 @@
 
 pub(crate) mod commands;
 mod manifest;
+mod members;
 mod network;
 mod plan;
 mod pod;

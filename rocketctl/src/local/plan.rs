@@ -52,7 +52,7 @@ pub(crate) enum Duty {
     Elected,
 }
 
-/// One process, with everything it needs. Two equal ones need no restart.
+/// One process, with everything it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pod {
     pub(crate) name: String,
@@ -71,6 +71,29 @@ pub(crate) struct Pod {
     /// Where `/livez` and `/readyz` are.
     pub(crate) http: SocketAddr,
     pub(crate) grace: Duration,
+    /// `host:port` of the members of its group by id, where the group is elected.
+    pub(crate) members: BTreeMap<String, String>,
+}
+
+impl Pod {
+    /// Whether a process of the one does what the other asks for. Who belongs to an elected group is told to its leader, so that restarts nobody.
+    pub(crate) fn needs_no_restart(&self, other: &Self) -> bool {
+        self.without_members() == other.without_members()
+    }
+
+    fn without_members(&self) -> Self {
+        let mut pod = self.clone();
+        pod.members.clear();
+        pod.env.remove(&environment_name(PEERS));
+        let names_members = |line: &&str| {
+            line.strip_prefix(PEERS)
+                .is_some_and(|rest| rest.starts_with('='))
+        };
+        for text in pod.files.values_mut() {
+            *text = text.lines().filter(|line| !names_members(line)).collect();
+        }
+        pod
+    }
 }
 
 /// Everything that runs, and the names by which the pods find each other.
@@ -233,18 +256,30 @@ fn target_here(target: &str, placed: &[Placed<'_>], addresses: &Addresses) -> Re
     Ok(SocketAddr::new(pod.ip, port))
 }
 
-/// The members of an elected group, `id-host:port` parted by `;`, with their addresses here.
-fn peers_here(peers: &str, placed: &[Placed<'_>], addresses: &Addresses) -> Result<String> {
-    let here = |peer: &str| -> Result<String> {
-        let (id, target) = peer.split_once('-').context("no id")?;
-        Ok(format!("{id}-{}", target_here(target, placed, addresses)?))
-    };
+/// The members of an elected group by id, from `id-host:port` parted by `;`.
+fn members_of(peers: &str) -> Result<BTreeMap<String, String>> {
     let all = peers
         .split(';')
         .map(str::trim)
-        .filter(|peer| !peer.is_empty())
-        .map(here);
-    Ok(all.collect::<Result<Vec<_>>>()?.join(";"))
+        .filter(|peer| !peer.is_empty());
+    all.map(|peer| {
+        let (id, target) = peer.split_once('-').context("no id")?;
+        Ok((id.to_owned(), target.to_owned()))
+    })
+    .collect()
+}
+
+/// The same with their addresses here.
+fn members_here(
+    peers: &str,
+    placed: &[Placed<'_>],
+    addresses: &Addresses,
+) -> Result<BTreeMap<String, String>> {
+    let mut members = members_of(peers)?;
+    for target in members.values_mut() {
+        *target = target_here(target, placed, addresses)?.to_string();
+    }
+    Ok(members)
 }
 
 fn make_pod(
@@ -313,6 +348,12 @@ fn make_pod(
             LOCAL_DRAIN_MS.to_owned(),
         );
     }
+    let told = |key: &str| config.as_ref().and_then(|c| c.get(key));
+    let peers = || format!("{PEERS} of {}", pod.name);
+    let mut members = match told(PEERS) {
+        Some(text) => members_of(text).with_context(peers)?,
+        None => BTreeMap::new(),
+    };
     if matches!(addresses.network, Network::Shared { .. }) {
         // Names cannot carry ports, so with one address the lists are given as addresses.
         env.insert("ROCKETMQ_LISTEN_PORT".to_owned(), remoting.to_string());
@@ -324,16 +365,18 @@ fn make_pod(
             }
             let list: Vec<String> = name_servers.iter().map(ToString::to_string).collect();
             env.insert("ROCKETMQ_NAMESRV_ADDR".to_owned(), list.join(";"));
-            let told = |key: &str| config.as_ref().and_then(|c| c.get(key));
             if let Some(master) = told(MASTER) {
                 let here = target_here(master, placed, addresses)
                     .with_context(|| format!("{MASTER}: {master}"))?;
                 env.insert(environment_name(MASTER), here.to_string());
             }
-            if let Some(peers) = told(PEERS) {
-                let here = peers_here(peers, placed, addresses)
-                    .with_context(|| format!("{PEERS}: {peers}"))?;
-                env.insert(environment_name(PEERS), here);
+            if let Some(text) = told(PEERS) {
+                members = members_here(text, placed, addresses).with_context(peers)?;
+                let list: Vec<String> = members
+                    .iter()
+                    .map(|(id, address)| format!("{id}-{address}"))
+                    .collect();
+                env.insert(environment_name(PEERS), list.join(";"));
             }
         }
     }
@@ -354,6 +397,7 @@ fn make_pod(
             .termination_grace_period_seconds
             .and_then(|s| u64::try_from(s).ok())
             .map_or(DEFAULT_GRACE, Duration::from_secs),
+        members,
     })
 }
 
@@ -681,7 +725,7 @@ mod tests {
             ("n0-nobody", "no port"),
             ("nobody", "no id"),
         ] {
-            let e = peers_here(wrong, &[], &addresses).unwrap_err();
+            let e = members_here(wrong, &[], &addresses).unwrap_err();
             assert_eq!(e.to_string(), why);
         }
     }
@@ -719,13 +763,27 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_configuration_changes_the_pod() {
+    fn a_change_of_configuration_restarts_the_pod_and_a_change_of_members_nobody() {
         let before = planned("{mode: single-master}", OWN);
         let after = planned(
             "{mode: single-master, broker: {config: {fileReservedTime: 3}}}",
             OWN,
         );
         assert_eq!(before.pods[0], after.pods[0]);
-        assert_ne!(before.pods[1], after.pods[1]);
+        assert!(before.pods[0].needs_no_restart(&after.pods[0]));
+        assert!(!before.pods[1].needs_no_restart(&after.pods[1]));
+        for network in [OWN, Network::Shared { first_port: 20_000 }] {
+            let members = |count: i32| {
+                let spec = format!("{{mode: dledger, broker: {{replicasPerGroup: {count}}}}}");
+                let plan = planned(&spec, network);
+                let first = |pod: &&Pod| pod.name == "demo-broker-0-0";
+                plan.pods.iter().find(first).unwrap().clone()
+            };
+            let (three, five) = (members(3), members(5));
+            assert_ne!(three, five);
+            assert!(three.needs_no_restart(&five));
+            assert_eq!((three.members.len(), five.members.len()), (3, 5));
+            assert!(five.members["n4"].contains(':'));
+        }
     }
 }

@@ -209,8 +209,18 @@ async fn watch_over(
     };
     tokio::select! {
         status = child.wait() => Some(status.unwrap_or_default()),
-        _ = desired.changed() => None,
+        () = wanted_otherwise(pod, desired) => None,
         () = probing => None,
+    }
+}
+
+/// Until this process is not what is wanted any more.
+async fn wanted_otherwise(pod: &Pod, desired: &mut watch::Receiver<Desired>) {
+    while desired.changed().await.is_ok() {
+        match &*desired.borrow_and_update() {
+            Desired::Run { pod: wanted, .. } if wanted.needs_no_restart(pod) => {}
+            _ => return,
+        }
     }
 }
 

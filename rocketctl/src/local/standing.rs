@@ -1,4 +1,5 @@
-//! What brokers are in their groups at this moment: master or slave as the name servers list them, and how far a slave is behind.
+//! What brokers are in their groups at this moment: master or slave as the name servers list them, leader or follower as they say themselves, and how
+//! far each is behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use remoting::admin::Admin;
-use remoting::protocol::body::ClusterInfo;
+use remoting::protocol::body::{ClusterInfo, DLedgerState, DLedgerStatus};
 use remoting::{ClientConfig, RemotingClient};
 use serde::Serialize;
 
@@ -17,18 +18,23 @@ use crate::admin::MASTER_ID;
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a broker is in its group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Standing {
-    /// `master` or `slave`.
+    /// `master` or `slave`; in a group that elects `leader`, `follower` and what else a member can be.
     pub(crate) role: &'static str,
-    pub(crate) broker_id: i64,
-    /// Bytes of the master's log that a slave has not got yet.
+    /// The id under which it is registered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) broker_id: Option<i64>,
+    /// The election that counts, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) term: Option<i64>,
+    /// Bytes of its master's log that it has not got yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lag_bytes: Option<u64>,
 }
 
-fn admin(name_servers: &str) -> Admin {
+pub(super) fn admin(name_servers: &str) -> Admin {
     let config = ClientConfig {
         connect_timeout: TIMEOUT,
         ..ClientConfig::default()
@@ -36,12 +42,11 @@ fn admin(name_servers: &str) -> Admin {
     Admin::new(RemotingClient::new(config), name_servers).with_timeout(TIMEOUT)
 }
 
-/// By address, for every broker that is registered. Empty when no name server answers.
-pub(crate) async fn standings(name_servers: &str) -> BTreeMap<String, Standing> {
+/// By address, for every broker that is registered or one of the given members of groups that elect.
+pub(crate) async fn standings(name_servers: &str, members: &[&str]) -> BTreeMap<String, Standing> {
     let admin = &admin(name_servers);
-    let Ok(table) = admin.cluster_info().await else {
-        return BTreeMap::new();
-    };
+    // Empty when no name server answers.
+    let table = admin.cluster_info().await.unwrap_or_default();
     let addresses: Vec<&String> = table
         .broker_addr_table
         .values()
@@ -51,12 +56,39 @@ pub(crate) async fn standings(name_servers: &str) -> BTreeMap<String, Standing> 
         let figures = admin.broker_runtime_info(address).await.ok()?;
         let end: u64 = figures.get("commitLogMaxOffset")?.parse().ok()?;
         Some((address.clone(), end))
-    }))
-    .await
-    .into_iter()
-    .flatten()
-    .collect();
-    combine(&table, &ends)
+    }));
+    let said = join_all(members.iter().map(async |address| {
+        let status = admin.dledger_status(address).await.ok()?;
+        Some(((*address).to_owned(), status))
+    }));
+    let (ends, said) = futures::join!(ends, said);
+    let mut found = combine(&table, &ends.into_iter().flatten().collect());
+    elect(&mut found, &said.into_iter().flatten().collect());
+    found
+}
+
+/// What members say of themselves, and their leader of how far they are.
+fn elect(found: &mut BTreeMap<String, Standing>, said: &BTreeMap<String, DLedgerStatus>) {
+    for (address, own) in said {
+        let of_group = said.values().filter(|other| other.group == own.group);
+        let leader = of_group
+            .filter(|other| other.state == DLedgerState::Leader)
+            .max_by_key(|other| other.term);
+        let seen = leader.and_then(|l| l.members.iter().find(|m| m.id == own.self_id));
+        let standing = found.entry(address.clone()).or_default();
+        standing.role = match own.state {
+            DLedgerState::Leader => "leader",
+            DLedgerState::Candidate => "candidate",
+            DLedgerState::Learner => "learner",
+            DLedgerState::Removed => "removed",
+            DLedgerState::Follower => "follower",
+            DLedgerState::Unknown => "unknown",
+        };
+        standing.term = Some(own.term);
+        standing.lag_bytes = seen
+            .filter(|_| own.state != DLedgerState::Leader)
+            .map(|m| u64::try_from(m.lag_bytes).unwrap_or(0));
+    }
 }
 
 /// `ends`: where each broker's log ends.
@@ -77,7 +109,8 @@ fn combine(table: &ClusterInfo, ends: &BTreeMap<String, u64>) -> BTreeMap<String
                 address.clone(),
                 Standing {
                     role: if slave { "slave" } else { "master" },
-                    broker_id: *id,
+                    broker_id: Some(*id),
+                    term: None,
                     lag_bytes: behind.filter(|_| slave),
                 },
             );
@@ -123,5 +156,56 @@ mod tests {
         assert_eq!(of("t:1"), ("slave", None), "it did not answer");
         let ahead = BTreeMap::from([end("m:1", 1_000), end("s:1", 1_001)]);
         assert_eq!(combine(&table, &ahead)["s:1"].lag_bytes, Some(0));
+    }
+
+    #[test]
+    fn members_say_what_they_are_and_the_leader_how_far_they_are() {
+        use remoting::protocol::body::DLedgerMember;
+
+        let says = |id: &str, state: DLedgerState, term: i64, lags: &[(&str, i64)]| {
+            let status = DLedgerStatus {
+                group: "b".to_owned(),
+                self_id: id.to_owned(),
+                state,
+                term,
+                members: lags
+                    .iter()
+                    .map(|(id, lag)| DLedgerMember {
+                        id: (*id).to_owned(),
+                        lag_bytes: *lag,
+                        ..DLedgerMember::default()
+                    })
+                    .collect(),
+                ..DLedgerStatus::default()
+            };
+            (format!("{id}:1"), status)
+        };
+        // n0 led and has not heard yet that it does not any more.
+        let said = BTreeMap::from([
+            says("n0", DLedgerState::Leader, 3, &[("n2", 9)]),
+            says("n1", DLedgerState::Leader, 4, &[("n0", 5), ("n2", 7)]),
+            says("n2", DLedgerState::Follower, 4, &[]),
+        ]);
+        let mut found = BTreeMap::from([(
+            "n1:1".to_owned(),
+            Standing {
+                role: "master",
+                broker_id: Some(0),
+                ..Standing::default()
+            },
+        )]);
+        elect(&mut found, &said);
+        let of = |address: &str| {
+            let standing = &found[address];
+            (
+                standing.role,
+                standing.broker_id,
+                standing.term,
+                standing.lag_bytes,
+            )
+        };
+        assert_eq!(of("n1:1"), ("leader", Some(0), Some(4), None));
+        assert_eq!(of("n2:1"), ("follower", None, Some(4), Some(7)));
+        assert_eq!(of("n0:1"), ("leader", None, Some(3), None));
     }
 }

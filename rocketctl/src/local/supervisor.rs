@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::manifest::{self, Manifest};
+use super::members;
 use super::network::{self, Addresses};
 use super::plan::{self, Duty, Plan, Pod, Program};
 use super::pod::{Desired, keep};
@@ -248,6 +249,11 @@ impl Supervisor {
             for pod in &new {
                 self.start(pod, revision);
             }
+            let stays = |name: &String| plan.pods.iter().any(|p| p.name == *name);
+            let resized = !new.is_empty() || !self.pods.keys().all(stays);
+            if program == Program::Broker && resized {
+                self.settle_members(plan).await;
+            }
             for pod in &new {
                 // Brokers look for name servers that listen; those are ready only when brokers have come.
                 self.board
@@ -262,6 +268,7 @@ impl Supervisor {
             }
             self.roll(old, plan, revision).await;
         }
+        self.settle_members(plan).await;
         let gone: Vec<String> = self
             .pods
             .keys()
@@ -312,15 +319,46 @@ impl Supervisor {
         );
     }
 
+    /// Waits until every elected group has the members of the plan. A pod that goes is let go by its group before it is stopped.
+    async fn settle_members(&self, plan: &Plan) {
+        let wanted: BTreeMap<&String, &Pod> = plan
+            .pods
+            .iter()
+            .filter(|pod| pod.duty == Some(Duty::Elected))
+            .map(|pod| (&pod.group, pod))
+            .collect();
+        for (group, one) in wanted {
+            let runs = self.pods.values().map(|kept| kept.pod.clone());
+            let pods: Vec<Arc<Pod>> = runs.filter(|pod| pod.group == *group).collect();
+            members::settle(&pods, &one.members, |why| {
+                for pod in &pods {
+                    self.board.update(&pod.name, |p| {
+                        if p.phase != PodPhase::Ready {
+                            p.message = why.to_owned();
+                        }
+                    });
+                }
+            })
+            .await;
+        }
+    }
+
     /// Restarts the pods that have to run with something else, one at a time, each waited for, in the order of their roles: who copies before who is
     /// copied from, so that a master finds its slaves again and an elected group hands over once.
     async fn roll(&mut self, pods: Vec<Arc<Pod>>, plan: &Plan, revision: u64) {
-        let mut left = pods;
-        left.retain(|pod| {
-            self.pods
-                .get(&pod.name)
-                .is_some_and(|kept| kept.pod != *pod)
-        });
+        let mut left = Vec::new();
+        for pod in pods {
+            let Some(kept) = self.pods.get_mut(&pod.name) else {
+                continue;
+            };
+            if !kept.pod.needs_no_restart(&pod) {
+                left.push(pod);
+            } else if kept.pod != pod {
+                // For its next start.
+                kept.pod = pod.clone();
+                kept.desired.send_replace(Desired::Run { pod, revision });
+            }
+        }
         loop {
             // Asked again each time, because a restart can move the lead.
             let masters = if left.iter().any(|pod| pod.duty == Some(Duty::Elected)) {
@@ -474,6 +512,7 @@ mod tests {
             address,
             http: address,
             grace: Duration::ZERO,
+            members: BTreeMap::new(),
         })
     }
 
