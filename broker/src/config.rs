@@ -312,6 +312,7 @@ keys! {
     AtStart "dLegerGroup" d_leger_group: String = String::new(), "name of the group; empty: brokerName";
     AtStart "dLegerPeers" d_leger_peers: String = String::new(), "members of the group at its first start, `n0-host:port;n1-host:port;…`; later the group's own membership counts";
     AtStart "dLegerSelfId" d_leger_self_id: String = String::new(), "which of dLegerPeers this broker is, `nK`";
+    AtStart "storePathDLedgerCommitLog" store_path_dledger_commit_log: String = String::new(), "folder of the log of a group that elects its master, and of the member's state; empty: dledger-nK below storePathRootDir";
     AtStart "preferredLeaderId" preferred_leader_id: String = String::new(), "the member that leads whenever it can, `nK`";
     AtStart "enableControllerMode" enable_controller_mode: bool = false, "not served; see enableDLegerCommitLog";
     AtStart "aclEnable" acl_enable: bool = false, "access control; not served yet";
@@ -347,6 +348,14 @@ pub const NOT_APPLICABLE: &[(&str, &str)] = &[
     (
         "checkTransactionMessageEnable",
         "not a property of any broker",
+    ),
+    (
+        "enableBatchPush",
+        "entries of a group always travel many at a time",
+    ),
+    (
+        "isEnableBatchPush",
+        "entries of a group always travel many at a time",
     ),
     (
         "compressedRegister",
@@ -1041,12 +1050,16 @@ impl BrokerConfig {
         if self.store_path_root_dir.is_empty() {
             return refuse("storePathRootDir", "", "the store needs a folder");
         }
-        if self.store_path_commit_log.contains(',') {
-            return refuse(
-                "storePathCommitLog",
-                &self.store_path_commit_log,
-                "several log folders are not served",
-            );
+        for (key, folders) in [
+            ("storePathCommitLog", &self.store_path_commit_log),
+            (
+                "storePathDLedgerCommitLog",
+                &self.store_path_dledger_commit_log,
+            ),
+        ] {
+            if folders.contains(',') {
+                return refuse(key, folders, "several log folders are not served");
+            }
         }
         self.clamp();
         let dledger = self.dledger()?;
@@ -1054,10 +1067,13 @@ impl BrokerConfig {
             // Upstream: only the group knows who is master.
             self.broker_role = BrokerRole::SyncMaster;
             self.broker_id = 0;
-            self.store_path_commit_log = root
-                .join(format!("dledger-{}", self.d_leger_self_id))
-                .to_string_lossy()
-                .into_owned();
+            self.store_path_commit_log = match self.store_path_dledger_commit_log.as_str() {
+                "" => root
+                    .join(format!("dledger-{}", self.d_leger_self_id))
+                    .to_string_lossy()
+                    .into_owned(),
+                folder => folder.to_owned(),
+            };
             tracing::debug!(group = group.group, "a member of a group");
         }
         Ok(Settings {
@@ -1437,13 +1453,6 @@ mod tests {
                 assert_eq!(warning.nearest, Some("flushDiskType"), "{path:?}");
             }
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            if name.starts_with("dledger") {
-                assert_eq!(
-                    config.store_path_root_dir, "data/store/dledger",
-                    "the last value of a repeated key counts"
-                );
-                assert!(config.enable_dleger_commit_log);
-            }
             if name == "2m-2s-async-a.properties" {
                 assert_eq!(
                     config.broker_role,
@@ -1452,9 +1461,30 @@ mod tests {
                 );
                 assert!(warnings.is_empty());
             }
-            if !name.starts_with("dledger") {
-                let settings = config.validate().unwrap();
-                assert_eq!(settings.delete_when, [4]);
+            let settings = config.validate().unwrap();
+            assert_eq!(settings.delete_when, [4]);
+            let elected = name
+                .strip_prefix("dledger-")
+                .and_then(|rest| rest.strip_suffix(".properties"));
+            assert_eq!(settings.dledger.is_some(), elected.is_some(), "{path:?}");
+            if let (Some(member), Some(group)) = (elected, settings.dledger) {
+                assert_eq!(
+                    settings.root,
+                    Path::new("data/store/dledger"),
+                    "the last value of a repeated key counts"
+                );
+                assert_eq!(
+                    settings.commit_log_path,
+                    Some(settings.root.join(format!("dledger-{member}")))
+                );
+                assert_eq!(group.group, "broker-m1");
+                assert_eq!(crate::dledger::service::name_of(group.id), member);
+                let peers: Vec<&str> = group.peers.values().map(String::as_str).collect();
+                assert_eq!(
+                    peers,
+                    ["127.0.0.1:40911", "127.0.0.2:40911", "127.0.0.3:40911"]
+                );
+                assert_eq!((group.port, group.preferred), (40_911, None));
             }
             seen += 1;
         }

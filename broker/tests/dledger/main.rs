@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod disks;
+mod files;
 mod group;
 #[cfg(target_os = "linux")]
 mod history;
