@@ -7,25 +7,16 @@ use broker::config::{BrokerConfig, BrokerRole};
 use operator::inspect::{BrokerTarget, Copies, Inspect, NameServerTarget, Request, Wire};
 use operator_core::plan::{Replication, ServerReport};
 
-use crate::rig::{PATIENCE, Rig};
+use crate::rig::{PATIENCE, Rig, broker_config};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operator_sees_a_slave_follow_and_tells_a_broker_its_keys() {
     let rig = Rig::start().await;
     let folder = tempfile::tempdir().unwrap();
     let config = BrokerConfig {
-        broker_name: "broker-a".to_owned(),
         broker_id: 1,
         broker_role: BrokerRole::Slave,
-        namesrv_addr: rig.name_server.address().to_string(),
-        bind_address: "127.0.0.1".to_owned(),
-        broker_ip1: "127.0.0.1".to_owned(),
-        listen_port: 0,
-        http_port: 0,
-        store_path_root_dir: folder.path().join("store").display().to_string(),
-        mapped_file_size_commit_log: 64 * 1024 * 1024,
-        shutdown_drain_ms: 0,
-        ..BrokerConfig::default()
+        ..broker_config(&rig.name_server, folder.path())
     };
     let slave = Broker::start(config.validate().unwrap()).await.unwrap();
     let target = |pod: &str, id: i64, address: String| BrokerTarget {

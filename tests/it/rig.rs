@@ -1,5 +1,6 @@
 //! A name server and a broker in this process, on ports of their own.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,22 @@ use remoting::{Admin, ClientConfig, RemotingClient, RemotingCommand};
 
 /// More than any call takes on a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// `broker-a` on a free port, with its store in `folder`.
+pub(crate) fn broker_config(name_server: &NameServer, folder: &Path) -> BrokerConfig {
+    BrokerConfig {
+        broker_name: "broker-a".to_owned(),
+        namesrv_addr: name_server.address().to_string(),
+        bind_address: "127.0.0.1".to_owned(),
+        broker_ip1: "127.0.0.1".to_owned(),
+        listen_port: 0,
+        http_port: 0,
+        store_path_root_dir: folder.join("store").display().to_string(),
+        mapped_file_size_commit_log: 64 * 1024 * 1024,
+        shutdown_drain_ms: 0,
+        ..BrokerConfig::default()
+    }
+}
 
 pub(crate) struct Rig {
     pub(crate) name_server: NameServer,
@@ -36,18 +53,7 @@ impl Rig {
         })
         .await
         .unwrap();
-        let mut config = BrokerConfig {
-            broker_name: "broker-a".to_owned(),
-            namesrv_addr: name_server.address().to_string(),
-            bind_address: "127.0.0.1".to_owned(),
-            broker_ip1: "127.0.0.1".to_owned(),
-            listen_port: 0,
-            http_port: 0,
-            store_path_root_dir: folder.path().join("store").display().to_string(),
-            mapped_file_size_commit_log: 64 * 1024 * 1024,
-            shutdown_drain_ms: 0,
-            ..BrokerConfig::default()
-        };
+        let mut config = broker_config(&name_server, folder.path());
         change(&mut config);
         let broker = Broker::start(config.validate().unwrap()).await.unwrap();
         let client = RemotingClient::new(ClientConfig::default());
