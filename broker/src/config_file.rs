@@ -1,12 +1,11 @@
 //! The JSON files under `<root>/config`, in the shapes a Java broker writes and reads.
 //!
-//! A file is replaced by writing `<name>.tmp`, syncing it and renaming it over the old one, whose content stays
-//! reachable as `<name>.bak`: a crash at any point leaves at least one whole version. Reading tries the file, then
+//! A file is replaced as a whole ([`store::replace_file`]) while its former content stays reachable as `<name>.bak`: a crash at any point leaves at least one whole version. Reading tries the file, then
 //! its `.bak`. All writes go through one [`Saver`] thread, so that no request ever waits for a disk.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -72,18 +71,13 @@ fn read_one<T: DeserializeOwned>(path: &Path) -> Result<Option<Result<T, String>
     ))
 }
 
-/// Replaces `path` with `text`: temporary file, sync, previous content kept as `.bak`, rename, sync of the folder.
+/// Replaces `path` with `text`, durably; the previous content is kept as `.bak`.
 pub fn write(path: &Path, text: &str) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
-    let temporary = with_suffix(path, ".tmp");
-    let mut file = File::create(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    drop(file);
     let backup = backup_path(path);
     if path.exists() {
-        // The old file keeps its name until the rename below, so one of the two names always holds a whole version.
+        // The old file keeps its name until it is replaced, so one of the two names always holds a whole version.
         match fs::remove_file(&backup) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -92,17 +86,12 @@ pub fn write(path: &Path, text: &str) -> io::Result<()> {
             fs::copy(path, &backup)?;
         }
     }
-    fs::rename(&temporary, path)?;
-    File::open(folder)?.sync_all()
+    store::replace_file(path, text.as_bytes())
 }
 
 fn backup_path(path: &Path) -> PathBuf {
-    with_suffix(path, ".bak")
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
+    name.push(".bak");
     PathBuf::from(name)
 }
 

@@ -121,7 +121,7 @@ impl Offsets {
 }
 
 /// Identifies the run of the kernel: what a process wrote before `kill -9` is still there if it is the same.
-pub(crate) fn boot_id() -> [u8; 16] {
+pub fn boot_id() -> [u8; 16] {
     let mut id = [0; 16];
     if let Ok(text) = fs::read_to_string("/proc/sys/kernel/random/boot_id") {
         let digits: Vec<u8> = text
@@ -136,7 +136,7 @@ pub(crate) fn boot_id() -> [u8; 16] {
 }
 
 /// Whether this is still the run of the kernel that was noted; no where the system does not tell, since then a power loss cannot be ruled out.
-pub(crate) fn is_same_boot(noted: &[u8; 16]) -> bool {
+pub fn is_same_boot(noted: &[u8; 16]) -> bool {
     is_known_and_equal(noted, &boot_id())
 }
 

@@ -15,7 +15,7 @@
 //! that retention took, cannot.
 
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, PutError};
 use crate::record::{i32_at, i64_at};
 use crate::segment::{Segments, file_name};
+use crate::slot_file::SlotFile;
 
 /// Bytes in front of an entry's body.
 pub const FRAME_HEADER: usize = 48;
@@ -137,6 +138,9 @@ pub trait FrameStamp: Send + Sync {
 /// Where each entry is. Everything but `compacted` is a cache of the log.
 pub(crate) struct FrameTable {
     log: Arc<Segments>,
+    /// Held while files of tables, or `compacted`, are written or removed: what is written must still be true then.
+    /// Taken before `inner`.
+    files: Mutex<Compacted>,
     inner: Mutex<Inner>,
 }
 
@@ -160,32 +164,34 @@ struct SegmentFrames {
 }
 
 /// Before recovery: finishes what `compacted` says was begun, and places an empty log.
-pub(crate) fn prepare(log: &Segments) -> Result<(), Error> {
-    let (compacted, position) = read_compacted(log.dir())?;
+pub(crate) fn prepare(log: &Segments) -> Result<Compacted, Error> {
+    let file = Compacted::open(log.dir())?;
+    let (compacted, position) = (file.entry, file.position);
     let bases: Vec<u64> = log.all().iter().map(|s| s.base).collect();
     let mut begins = Vec::new();
     for base in bases {
-        begins.extend(header_at(log, base)?);
+        begins.extend(frame_at(log, base)?);
     }
     let Some(first) = begins.first() else {
         if position > 0 {
             log.clear(position)?;
         }
-        return Ok(());
+        return Ok(file);
     };
     if first.index > compacted.index {
-        return Ok(());
+        return Ok(file);
     }
     if !begins.iter().any(|f| f.index == compacted.index + 1) {
         // A log that the leader no longer continued was being given up.
-        return log.clear(position);
+        log.clear(position)?;
+        return Ok(file);
     }
     // Retention wrote down what it was about to take.
     for gone in begins.iter().take_while(|f| f.index <= compacted.index) {
         log.remove_first()?;
         remove(&log.dir().join(sidecar_name(gone.position)))?;
     }
-    Ok(())
+    Ok(file)
 }
 
 /// Where the last entry of a log that was scanned up to `end` ends. Padding behind it, with no entry in the next file,
@@ -195,18 +201,18 @@ pub(crate) fn unpadded_end(log: &Segments, end: u64) -> Result<u64, Error> {
         return Ok(end);
     }
     let base = end - log.size();
-    let Some(first) = header_at(log, base)? else {
+    let Some(first) = frame_at(log, base)? else {
         return Ok(end);
     };
     let (offsets, _) = load(log, base, first.index, Some(end))?;
     let last = base + u64::from(offsets.last().copied().unwrap_or(0));
-    Ok(header_at(log, last)?.map_or(end, |f| f.end()))
+    Ok(frame_at(log, last)?.map_or(end, |f| f.end()))
 }
 
 impl FrameTable {
     /// For a log that ends at `end`, a frame's border.
-    pub(crate) fn open(log: Arc<Segments>, end: u64) -> Result<Self, Error> {
-        let (compacted, _) = read_compacted(log.dir())?;
+    pub(crate) fn open(log: Arc<Segments>, file: Compacted, end: u64) -> Result<Self, Error> {
+        let compacted = file.entry;
         let mut inner = Inner {
             compacted,
             last: compacted,
@@ -219,7 +225,7 @@ impl FrameTable {
             .filter(|base| *base < end)
             .collect();
         for &base in &bases {
-            let first = header_at(&log, base)?.ok_or_else(|| {
+            let first = frame_at(&log, base)?.ok_or_else(|| {
                 Error::Damaged(format!(
                     "log file {} does not begin with an entry",
                     log.dir().join(file_name(base)).display()
@@ -260,7 +266,7 @@ impl FrameTable {
         if let Some(segment) = inner.segments.back_mut() {
             let (offsets, saved) = load(&log, segment.base, segment.first.index, Some(end))?;
             let last_at = segment.base + u64::from(offsets.last().copied().unwrap_or(0));
-            let last = header_at(&log, last_at)?
+            let last = frame_at(&log, last_at)?
                 .filter(|f| f.end() == end || (f.end() < end && end == segment.base + log.size()))
                 .ok_or_else(|| Error::Damaged(format!("no entry ends at {end}")))?;
             inner.last = EntryId {
@@ -273,6 +279,7 @@ impl FrameTable {
         }
         Ok(Self {
             log,
+            files: Mutex::new(file),
             inner: Mutex::new(inner),
         })
     }
@@ -325,6 +332,7 @@ impl FrameTable {
         position: u64,
         read: impl Fn(u64) -> Result<Option<Frame>, Error>,
     ) -> Result<(), Error> {
+        let _files = self.files.lock();
         let mut inner = self.inner.lock();
         while inner.recent.back().is_some_and(|f| f.position >= position) {
             inner.recent.pop_back();
@@ -373,11 +381,12 @@ impl FrameTable {
 
     /// Writes down that the log is about to be given up for one that goes on behind this entry, at this position.
     pub(crate) fn will_start_after(&self, entry: EntryId, position: u64) -> Result<(), Error> {
-        write_compacted(self.log.dir(), entry, position)
+        self.files.lock().save(entry, position)
     }
 
     /// The log begins anew behind this entry.
     pub(crate) fn start_after(&self, entry: EntryId) -> Result<(), Error> {
+        let _files = self.files.lock();
         let mut inner = self.inner.lock();
         for segment in std::mem::take(&mut inner.segments) {
             remove(&self.sidecar(segment.base))?;
@@ -511,14 +520,15 @@ impl FrameTable {
         &self,
         read: impl Fn(u64) -> Result<Option<Frame>, Error>,
     ) -> Result<bool, Error> {
-        let (next, base) = {
+        // Where the second segment begins, and with which entry.
+        let second = || {
             let inner = self.inner.lock();
-            match (inner.segments.front(), inner.segments.get(1)) {
-                (Some(first), Some(next)) if first.base == self.log.min() => {
-                    (next.first, next.base)
-                }
-                _ => return Ok(false),
-            }
+            let first = inner.segments.front()?;
+            let next = inner.segments.get(1)?;
+            (first.base == self.log.min()).then_some((next.first, next.base))
+        };
+        let Some((next, base)) = second() else {
+            return Ok(false);
         };
         let Some(term) = self.term(next.index - 1, read)? else {
             return Ok(false);
@@ -527,7 +537,12 @@ impl FrameTable {
             index: next.index - 1,
             term,
         };
-        write_compacted(self.log.dir(), entry, base)?;
+        let mut files = self.files.lock();
+        if second() != Some((next, base)) {
+            // Meanwhile the log was cut, or given up.
+            return Ok(false);
+        }
+        files.save(entry, base)?;
         let mut inner = self.inner.lock();
         inner.compacted = entry;
         if let Some(gone) = inner.segments.pop_front() {
@@ -541,6 +556,7 @@ impl FrameTable {
 
     /// Writes what the files lack. No sync: the log is the truth.
     pub(crate) fn save(&self) -> Result<(), Error> {
+        let _files = self.files.lock();
         let mut work = Vec::new();
         {
             let inner = self.inner.lock();
@@ -568,10 +584,7 @@ impl FrameTable {
             };
             write().map_err(|e| Error::io("write", &path, e))?;
             let mut inner = self.inner.lock();
-            if let Some(segment) = inner.segments.iter_mut().find(|s| s.base == base)
-                && segment.saved == from
-                && segment.count >= to
-            {
+            if let Some(segment) = inner.segments.iter_mut().find(|s| s.base == base) {
                 segment.saved = to;
             }
         }
@@ -610,6 +623,7 @@ impl FrameTable {
     }
 
     fn forget_tables(&self) -> Result<(), Error> {
+        let _files = self.files.lock();
         let mut inner = self.inner.lock();
         let last = inner.segments.len().saturating_sub(1);
         for segment in inner.segments.range_mut(..last) {
@@ -636,7 +650,8 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-fn header_at(log: &Segments, position: u64) -> Result<Option<Frame>, Error> {
+/// The header of the frame that begins at `position`.
+pub(crate) fn frame_at(log: &Segments, position: u64) -> Result<Option<Frame>, Error> {
     let mut header = [0; FRAME_HEADER];
     let n = log
         .read(position, &mut header)
@@ -665,7 +680,7 @@ fn load(
     offsets.truncate(offsets.partition_point(|o| base + u64::from(*o) < limit));
     let mut at = base;
     if let Some(last) = offsets.last() {
-        let frame = header_at(log, base + u64::from(*last))?
+        let frame = frame_at(log, base + u64::from(*last))?
             .filter(|f| f.index == first_index + offsets.len() as u64 - 1 && f.end() <= limit);
         match frame {
             Some(frame) => at = frame.end(),
@@ -703,46 +718,61 @@ fn load(
     Ok((offsets, saved))
 }
 
-const COMPACTED: &str = "compacted";
-const COMPACTED_MAGIC: &[u8; 8] = b"RCcomp01";
+/// Bytes of the file `compacted`: index, term, position.
+const COMPACTED: usize = 24;
 
-/// The last entry given up, and where the one behind it begins.
-fn read_compacted(dir: &Path) -> Result<(EntryId, u64), Error> {
-    let path = dir.join(COMPACTED);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((EntryId::default(), 0)),
-        Err(e) => return Err(Error::io("read", path, e)),
-    };
-    let read = || {
-        let (content, crc) = bytes.split_at_checked(32)?;
-        let good =
-            content.starts_with(COMPACTED_MAGIC) && crc == crc32fast::hash(content).to_be_bytes();
-        let entry = EntryId {
-            index: i64_at(content, 8)? as u64,
-            term: i64_at(content, 16)? as u64,
-        };
-        Some((entry, i64_at(content, 24)? as u64)).filter(|_| good)
-    };
-    read().ok_or_else(|| Error::Damaged(format!("{} is damaged", path.display())))
+/// Which entries were given up: a small file that must be written to make room on a full disk, too.
+pub(crate) struct Compacted {
+    path: PathBuf,
+    file: SlotFile,
+    /// The last entry given up.
+    entry: EntryId,
+    /// Where the one behind it begins.
+    position: u64,
 }
 
-fn write_compacted(dir: &Path, entry: EntryId, position: u64) -> Result<(), Error> {
-    let mut bytes = COMPACTED_MAGIC.to_vec();
-    bytes.extend_from_slice(&entry.index.to_be_bytes());
-    bytes.extend_from_slice(&entry.term.to_be_bytes());
-    bytes.extend_from_slice(&position.to_be_bytes());
-    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_be_bytes());
-    let path = dir.join(COMPACTED);
-    let new = dir.join("compacted.new");
-    let write = || {
-        let file = File::create(&new)?;
-        file.write_all_at(&bytes, 0)?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(|e| Error::io("write", &path, e))
+impl Compacted {
+    fn open(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join("compacted");
+        let (entry, position) = match SlotFile::read(&path) {
+            Ok(Some(bytes)) => Self::decode(&bytes),
+            Ok(None) => Some(Default::default()),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => None,
+            Err(e) => return Err(Error::io("read", path, e)),
+        }
+        .ok_or_else(|| Error::Damaged(format!("{} is damaged", path.display())))?;
+        let mut compacted = Self {
+            file: SlotFile::new(path.clone()),
+            path,
+            entry,
+            position,
+        };
+        // What follows rests on it, and the life before may have failed to sync it.
+        compacted.save(entry, position)?;
+        Ok(compacted)
+    }
+
+    fn decode(bytes: &[u8]) -> Option<(EntryId, u64)> {
+        let field = |at| Some(i64_at(bytes, at)? as u64);
+        let entry = EntryId {
+            index: field(0)?,
+            term: field(8)?,
+        };
+        let position = field(16)?;
+        (bytes.len() == COMPACTED).then_some((entry, position))
+    }
+
+    fn save(&mut self, entry: EntryId, position: u64) -> Result<(), Error> {
+        let mut bytes = Vec::with_capacity(COMPACTED);
+        for field in [entry.index, entry.term, position] {
+            bytes.extend_from_slice(&field.to_be_bytes());
+        }
+        self.file
+            .save(&bytes)
+            .map_err(|e| Error::io("write", &self.path, e))?;
+        (self.entry, self.position) = (entry, position);
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ mod retention;
 
 mod disk;
 mod platform;
+mod slot_file;
 
 mod handover;
 mod signal;
@@ -42,6 +43,7 @@ mod waiters;
 #[doc(hidden)]
 pub mod fuzz;
 
+pub use checkpoint::{boot_id, is_same_boot};
 pub use clock::{Clock, SystemClock};
 pub use config::{FlushDiskType, FrameConfig, StoreConfig};
 pub use consume_queue::ConsumeQueue;
@@ -51,6 +53,7 @@ pub use frame::{EntryId, FRAME_HEADER, Frame, FrameStamp};
 pub use get::{Filter, GetOutcome, GetRequest, GetResult, GetStatus, MessageFilter};
 pub use platform::memory_bytes;
 pub use put::{Appended, AppendedRecord, Arrival, PutMessage, TagsCode};
+pub use slot_file::{SlotFile, replace_file};
 pub use store::{
     ArrivalListener, Boundary, Confirm, LastStop, QueryResult, RuntimeFigures, Store,
     WatermarkListener, Watermarks, chain,

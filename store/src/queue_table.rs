@@ -79,9 +79,7 @@ pub(crate) fn write(path: &Path, expected: &Expected) -> io::Result<()> {
         bytes.extend_from_slice(&extent.max.to_be_bytes());
     }
     bytes.extend_from_slice(&crc32fast::hash(&bytes).to_be_bytes());
-    let new = path.with_extension("new");
-    fs::write(&new, bytes)?;
-    fs::rename(new, path)
+    crate::slot_file::replace_file(path, &bytes)
 }
 
 pub(crate) fn remove(path: &Path) -> io::Result<()> {

@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoint, Offsets, is_same_boot};
 use crate::config::StoreConfig;
 use crate::consume_queue::{ConsumeQueues, CqUnit};
 use crate::error::Error;
-use crate::frame::{self, FRAME_HEADER, Frame, begins_frame};
+use crate::frame::{self, FRAME_HEADER, Frame, begins_frame, frame_at};
 use crate::index_file::{IndexRequest, IndexService};
 use crate::put::Arrival;
 use crate::queue_table;
@@ -208,11 +208,14 @@ fn start_by_time(log: &Segments, checkpoint: &Checkpoint) -> Result<u64, Error> 
     let safe = checkpoint.safe_timestamp();
     for segment in log.all().iter().rev() {
         let mut head = [0; record::STORE_TIMESTAMP_HEAD];
+        let Some(first) = first_record(log, segment.base)? else {
+            continue;
+        };
         let n = log
-            .read(segment.base, &mut head)
+            .read(first, &mut head)
             .map_err(|e| Error::io("read", &segment.path, e))?;
         if record::store_timestamp(&head[..n]).is_some_and(|t| t <= safe)
-            && record_stands(log, segment.base)?
+            && stands_at(log, segment.base)?
         {
             return Ok(segment.base);
         }
@@ -228,25 +231,49 @@ fn stands(log: &Segments, own: &Offsets) -> Result<bool, Error> {
     if own.last_phy == u64::MAX || own.last_phy < log.min() {
         return Ok(own.last_phy != u64::MAX || own.dispatched <= log.min());
     }
-    Ok(own.last_phy < own.dispatched && record_stands(log, own.last_phy)?)
+    Ok(own.last_phy < own.dispatched && stands_at(log, own.last_phy)?)
 }
 
-/// A whole record begins at `position`.
-fn record_stands(log: &Segments, position: u64) -> Result<bool, Error> {
-    let mut buffer = vec![0; 8];
+/// A scan may begin at `position`: a whole record or frame begins there, or behind the padding that does.
+fn stands_at(log: &Segments, position: u64) -> Result<bool, Error> {
     let io = |e| Error::io("read", log.dir(), e);
-    if position < log.min() || log.read(position, &mut buffer).map_err(io)? < buffer.len() {
-        return Ok(false);
-    }
-    let Peek::Record { size } = record::peek(&buffer) else {
+    let Some(segment) = log.at(position) else {
         return Ok(false);
     };
-    if size as u64 > log.size() {
-        return Ok(false);
-    }
-    buffer.resize(size, 0);
+    let rest = segment.end() - position;
+    let mut buffer = vec![0; 8];
     let n = log.read(position, &mut buffer).map_err(io)?;
-    Ok(n == size && Record::parse(&buffer, true).is_some_and(|r| r.phy_offset == position))
+    if begins_frame(&buffer[..n]) {
+        let Some(frame) = frame_at(log, position)?.filter(|f| u64::from(f.len) <= rest) else {
+            return Ok(false);
+        };
+        buffer.resize(frame.len as usize, 0);
+        let n = log.read(position, &mut buffer).map_err(io)?;
+        return Ok(frame.vouches_for(&buffer[..n]));
+    }
+    match record::peek(&buffer[..n]) {
+        Peek::Blank { size } if size as u64 == rest => stands_at(log, segment.end()),
+        Peek::Record { size } if size as u64 <= rest => {
+            buffer.resize(size, 0);
+            let n = log.read(position, &mut buffer).map_err(io)?;
+            Ok(n == size && Record::parse(&buffer, true).is_some_and(|r| r.phy_offset == position))
+        }
+        _ => Ok(false),
+    }
+}
+
+/// The first record at or behind the begin of a segment, in a log of frames as well.
+fn first_record(log: &Segments, base: u64) -> Result<Option<u64>, Error> {
+    let mut position = base;
+    loop {
+        match frame_at(log, position)? {
+            Some(frame) if frame.kind == Frame::RECORDS => {
+                return Ok(Some(position + FRAME_HEADER as u64));
+            }
+            Some(frame) => position = frame.end(),
+            None => return Ok((position == base).then_some(position)),
+        }
+    }
 }
 
 pub(crate) fn recover(
@@ -277,7 +304,7 @@ pub(crate) fn recover(
     let mut lost_tail_from = None;
     let own = match own {
         Some(own) if stands(log, &own)? => Some(own),
-        Some(own) if record_stands(log, own.synced)? => {
+        Some(own) if stands_at(log, own.synced)? => {
             lost_tail_from = Some(own.synced);
             None
         }
@@ -367,7 +394,7 @@ pub(crate) fn recover(
     // The index may lag by much more than the queues. Where this part ends says nothing about the log's end.
     let index_start = index_start.max(min);
     if index_start < queue_start {
-        let from = if record_stands(log, index_start)? {
+        let from = if stands_at(log, index_start)? {
             index_start
         } else {
             min

@@ -143,7 +143,9 @@ impl Store {
         let Some(first) = self.log.at(self.log.min()) else {
             return Ok(None);
         };
-        if first.end() > self.confirm_offset().min(self.flushed()) {
+        if first.end() > self.confirm_offset().min(self.flushed())
+            || first.end() >= self.deletable.load(Ordering::Acquire)
+        {
             return Ok(None);
         }
         if forced {

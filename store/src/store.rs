@@ -239,6 +239,8 @@ pub struct Store {
     pub(crate) disk_full: Mutex<Option<String>>,
     pub(crate) is_disk_full: AtomicBool,
     stalled: AtomicBool,
+    /// Only segments in front of this go. In a log of frames: where an entry that stays, whatever happens, ends.
+    pub(crate) deletable: AtomicU64,
     closed: AtomicBool,
     pub(crate) delete_now: AtomicBool,
     last_clean: Mutex<Option<Instant>>,
@@ -287,9 +289,10 @@ impl Store {
             config.segment_size,
             disk.clone(),
         )?);
-        if config.frames.is_some() {
-            crate::frame::prepare(&log)?;
-        }
+        let compacted = match config.frames {
+            Some(_) => Some(crate::frame::prepare(&log)?),
+            None => None,
+        };
         if log.size() < 2 * END_FILE_MIN_BLANK {
             return Err(Error::Invalid(format!(
                 "commit log files of {} bytes hold no record",
@@ -369,8 +372,8 @@ impl Store {
             flushed
         };
         let inherited = if clean || noted.is_none() { 0 } else { end };
-        let frames = match config.frames {
-            Some(_) => Some(FrameTable::open(log.clone(), end)?),
+        let frames = match compacted {
+            Some(compacted) => Some(FrameTable::open(log.clone(), compacted, end)?),
             None => None,
         };
         let mut checkpoint = checkpoint;
@@ -469,6 +472,7 @@ impl Store {
             disk_full: Mutex::new(None),
             is_disk_full: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
+            deletable: AtomicU64::new(if frames.is_some() { 0 } else { u64::MAX }),
             closed: AtomicBool::new(false),
             delete_now: AtomicBool::new(false),
             last_clean: Mutex::new(None),

@@ -37,7 +37,7 @@ pub struct Settings {
     /// Who leads when it can (`preferredLeaderId`): the leadership is handed to it. Not by the library's priorities: a
     /// preferred member refuses a better log that is shorter, and where it cannot be elected itself nobody is.
     pub preferred: Option<u64>,
-    /// What the log acknowledged may be gone: ASYNC_FLUSH, `abort` was there, and the machine was started since.
+    /// What the log acknowledged may be gone ([`Saved::may_have_lost`](super::log::Saved::may_have_lost)).
     pub unclean: bool,
     /// Wall clock at the start: tells one life of a member from another.
     pub now_ms: u64,

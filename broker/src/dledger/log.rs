@@ -1,14 +1,14 @@
 //! The CommitLog as the group's log of entries, and the file of the state beside it.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use store::{EntryId, FRAME_HEADER, Frame, FrameStamp, PutError, Store};
+use store::{EntryId, FRAME_HEADER, Frame, FrameStamp, LastStop, PutError, SlotFile, Store};
 
 use super::entry::{Base, Descriptor, EntryLog, HardState, Kind, StateFile};
 use super::gate::{Closed, Gate};
@@ -261,60 +261,177 @@ impl FrameStamp for Stamper {
     }
 }
 
+/// What a member's state file says of its last life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// What must not be forgotten.
+    pub hard: HardState,
+    /// A position up to which the log was committed then.
+    pub committed: u64,
+    /// In which run of the kernel it lived.
+    boot_id: [u8; 16],
+    /// Whether it acknowledged what is on disk only.
+    flushed: bool,
+}
+
+impl Saved {
+    /// Whether the log, which was found to end at `end`, may lack something that this member acknowledged: what was in
+    /// memory only and may be gone, or what is known to be committed and is not there. The store's own notes alone do not
+    /// tell: they are not on disk as early as a vote is, and know no flush mode.
+    pub fn may_have_lost(&self, last_stop: LastStop, end: u64) -> bool {
+        let memory_lost = match last_stop {
+            LastStop::Clean => false,
+            LastStop::Killed => !store::is_same_boot(&self.boot_id),
+            LastStop::PowerLost => true,
+        };
+        (memory_lost && !self.flushed) || end < self.committed
+    }
+}
+
 /// `<folder of the log>/state`: the state that is durable before a message leaves, and a position up to which the log
 /// was committed when it was written, so that a restart need not build its queues anew.
+///
+/// | committed position 8 | run of the kernel 16 | SYNC_FLUSH 1 | the state |
 pub struct FileState {
-    path: PathBuf,
+    folder: PathBuf,
+    file: SlotFile,
     committed: Arc<AtomicU64>,
+    boot_id: [u8; 16],
+    flushed: bool,
+}
+
+fn state_path(folder: &Path) -> PathBuf {
+    folder.join("state")
 }
 
 impl FileState {
-    /// The file's place. `committed` is read at each save.
-    pub fn new(folder: &Path, committed: Arc<AtomicU64>) -> Self {
+    /// The file's place. `committed` is read at each save; `flushed` is whether this life acknowledges what is on disk only.
+    pub fn new(folder: &Path, committed: Arc<AtomicU64>, flushed: bool) -> Self {
         Self {
-            path: folder.join("state"),
+            folder: folder.to_owned(),
+            file: SlotFile::new(state_path(folder)),
             committed,
+            boot_id: store::boot_id(),
+            flushed,
         }
     }
 
     /// What the file of this folder says; none where there is none.
-    pub fn load(folder: &Path) -> io::Result<Option<(HardState, u64)>> {
-        let path = folder.join("state");
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        let parse = || {
-            let (head, state) = bytes.split_first_chunk::<12>()?;
-            let (position, crc) = head.split_first_chunk::<8>()?;
-            if crc32fast::hash(position).to_be_bytes() != *crc {
-                return None;
-            }
-            Some((HardState::decode(state)?, u64::from_be_bytes(*position)))
-        };
-        parse().map(Some).ok_or_else(|| {
+    pub fn load(folder: &Path) -> io::Result<Option<Saved>> {
+        let path = state_path(folder);
+        let damaged = || {
             io::Error::other(format!(
                 "{} is damaged: empty the member's volume, and it rejoins",
                 path.display()
             ))
-        })
+        };
+        match SlotFile::read(&path) {
+            Ok(Some(bytes)) => decode(&bytes).map(Some).ok_or_else(damaged),
+            Ok(None) => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(damaged()),
+            Err(e) => Err(e),
+        }
     }
+}
+
+fn decode(bytes: &[u8]) -> Option<Saved> {
+    let (position, rest) = bytes.split_first_chunk::<8>()?;
+    let (boot_id, rest) = rest.split_first_chunk::<16>()?;
+    let (flushed, state) = rest.split_first_chunk::<1>()?;
+    Some(Saved {
+        hard: HardState::decode(state)?,
+        committed: u64::from_be_bytes(*position),
+        boot_id: *boot_id,
+        flushed: flushed == &[1],
+    })
 }
 
 impl StateFile for FileState {
     fn save(&mut self, state: &HardState) -> io::Result<()> {
-        let position = self.committed.load(Ordering::Acquire).to_be_bytes();
-        let mut bytes = position.to_vec();
-        bytes.extend_from_slice(&crc32fast::hash(&position).to_be_bytes());
+        let mut bytes = self
+            .committed
+            .load(Ordering::Acquire)
+            .to_be_bytes()
+            .to_vec();
+        bytes.extend_from_slice(&self.boot_id);
+        bytes.push(u8::from(self.flushed));
         bytes.extend_from_slice(&state.encode());
-        let new = self.path.with_extension("new");
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let mut file = File::create(&new)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        File::open(folder)?.sync_all()
+        fs::create_dir_all(&self.folder)?;
+        self.file.save(&bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::{Conf, Standing};
+    use super::*;
+
+    fn saved(folder: &Path, flushed: bool) -> Saved {
+        let hard = HardState {
+            term: 3,
+            vote: 2,
+            commit: 70,
+            standing: Standing::Sound,
+            session: 9,
+            confs: vec![(0, Conf::of_voters([(1, "a:1".to_owned())]))],
+        };
+        let committed = Arc::new(AtomicU64::new(4096));
+        let mut file = FileState::new(folder, committed, flushed);
+        file.save(&hard).unwrap();
+        let saved = FileState::load(folder).unwrap().unwrap();
+        assert_eq!((&saved.hard, saved.committed), (&hard, 4096));
+        saved
+    }
+
+    #[test]
+    fn what_was_in_memory_only_is_lost_with_the_machine_whatever_the_flush_mode_is_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let lost = |saved: &Saved, stop| saved.may_have_lost(stop, 5000);
+        let mut asynchronous = saved(dir.path(), false);
+        assert!(!lost(&asynchronous, LastStop::Killed));
+        assert!(lost(&asynchronous, LastStop::PowerLost), "its disk failed");
+        asynchronous.boot_id[0] ^= 1;
+        assert!(
+            lost(&asynchronous, LastStop::Killed),
+            "the store cannot know yet"
+        );
+        assert!(
+            !lost(&asynchronous, LastStop::Clean),
+            "before the machine went down"
+        );
+        let mut synchronous = saved(dir.path(), true);
+        synchronous.boot_id[0] ^= 1;
+        assert!(
+            !lost(&synchronous, LastStop::PowerLost),
+            "all of it was on disk"
+        );
+    }
+
+    #[test]
+    fn a_log_that_ends_before_what_was_committed_has_lost_something() {
+        let dir = tempfile::tempdir().unwrap();
+        for flushed in [false, true] {
+            let saved = saved(dir.path(), flushed);
+            assert!(saved.may_have_lost(LastStop::Clean, 4095));
+            assert!(!saved.may_have_lost(LastStop::Clean, 4096));
+        }
+    }
+
+    #[test]
+    fn a_damaged_state_is_refused_and_none_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(FileState::load(dir.path()).unwrap(), None);
+        saved(dir.path(), false);
+        let path = state_path(dir.path());
+        let bytes = fs::read(&path).unwrap();
+        let used = bytes.iter().rposition(|b| *b != 0).unwrap();
+        for at in 0..=used {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x10;
+            fs::write(&path, &bad).unwrap();
+            assert!(FileState::load(dir.path()).is_err(), "byte {at}");
+            fs::write(&path, &bytes[..at]).unwrap();
+            assert!(FileState::load(dir.path()).is_err(), "cut at {at}");
+        }
     }
 }

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use remoting::protocol::body::{DLedgerMember, DLedgerState, DLedgerStatus, TopicConfig};
-use store::{LastStop, Store};
+use store::Store;
 
 use super::core::{Error, Member, Output, Refused, Role, Settings, Status, TICK_MS, Unfit};
 use super::entry::{Change, Conf, Standing};
 use super::gate::Gate;
 use super::health::{Pulse, Room};
-use super::log::{FileState, Stamper, StoreLog};
+use super::log::{FileState, Saved, Stamper, StoreLog};
 use super::transport::{Delivery, Identity, Receiver, Transport};
 use crate::broker::Broker;
 use crate::config::DLedgerConfig;
@@ -141,7 +141,7 @@ pub struct Prepared {
     pub folder: PathBuf,
     /// A position up to which the log is known to be committed.
     pub committed: u64,
-    state: Option<super::entry::HardState>,
+    saved: Option<Saved>,
     listener: std::net::TcpListener,
 }
 
@@ -149,14 +149,11 @@ pub struct Prepared {
 pub fn prepare(config: &DLedgerConfig, folder: PathBuf, bind: SocketAddr) -> io::Result<Prepared> {
     debug_assert!(config.peers.contains_key(&config.id));
     let listener = std::net::TcpListener::bind(bind)?;
-    let (state, committed) = match FileState::load(&folder)? {
-        Some((state, committed)) => (Some(state), committed),
-        None => (None, 0),
-    };
+    let saved = FileState::load(&folder)?;
     Ok(Prepared {
         folder,
-        committed,
-        state,
+        committed: saved.as_ref().map_or(0, |s| s.committed),
+        saved,
         listener,
     })
 }
@@ -193,18 +190,27 @@ impl Group {
         store.on_watermark(Box::new(move |_| waker.poke()));
         let log = StoreLog::new(Arc::clone(&store), flushed)?;
         let committed = Arc::new(AtomicU64::new(prepared.committed));
-        let state_file = FileState::new(&prepared.folder, Arc::clone(&committed));
+        let state_file = FileState::new(&prepared.folder, Arc::clone(&committed), flushed);
         let settings = Settings {
             id: config.id,
             conf: Conf::of_voters(config.peers.iter().map(|(id, a)| (*id, a.clone()))),
             preferred: config.preferred,
-            unclean: !flushed && store.last_stop() == LastStop::PowerLost,
+            unclean: prepared
+                .saved
+                .as_ref()
+                .is_some_and(|s| s.may_have_lost(store.last_stop(), store.written())),
             now_ms: u64::try_from(broker.clock.now_ms()).unwrap_or(0),
             seed: u64::try_from(broker.clock.now_ms()).unwrap_or(0)
                 ^ u64::from(std::process::id()) << 32,
         };
-        let member = Member::new(settings, prepared.state, log, state_file, gate)
-            .map_err(io::Error::other)?;
+        let member = Member::new(
+            settings,
+            prepared.saved.map(|s| s.hard),
+            log,
+            state_file,
+            gate,
+        )
+        .map_err(io::Error::other)?;
         let addresses = Arc::new(Mutex::new(BTreeMap::new()));
         let transport = Transport::start(
             Identity {
@@ -703,8 +709,12 @@ impl Driver {
         }
     }
 
-    /// Retention took what the configurations of before were kept for.
+    /// Retention may take what is applied; when it did, the configurations of before are not needed any more.
     fn compact(&mut self) -> Result<(), Error> {
+        let applied = self.member.compactable();
+        if let Err(error) = self.store.allow_deletion_before(applied) {
+            tracing::debug!(%error, "retention waits");
+        }
         let base = self.store.compacted_entry().index;
         if base != self.base {
             self.base = base;

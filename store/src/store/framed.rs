@@ -212,6 +212,16 @@ impl Store {
         Ok(frame)
     }
 
+    /// Retention may take the segments in front of the one in which this entry's end lies. The entry will not be cut and
+    /// made anew elsewhere: the log that is left begins with a segment of which that holds for the first entry. Until this
+    /// is told, nothing goes.
+    pub fn allow_deletion_before(&self, index: u64) -> Result<(), Error> {
+        if let Some(end) = self.entry_end(index)? {
+            self.deletable.fetch_max(end, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
     /// Whether frames of so many bytes can be received now: not while the disk is full, nor while too much waits for it.
     pub fn has_room(&self, bytes: u64) -> bool {
         // Each may be the first of a file, behind padding that is no longer than it.

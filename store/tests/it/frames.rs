@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use store::{EntryId, FRAME_HEADER, Frame, FrameConfig, PutError, Store, StoreConfig};
 
@@ -320,6 +321,21 @@ fn lead_again(store: &Store, term: u64) {
     lead(store, term);
 }
 
+/// A clock long after every file's time, which counts how often retention asks for the hour.
+#[derive(Default)]
+struct Rounds(AtomicU64);
+
+impl store::Clock for Rounds {
+    fn now_ms(&self) -> i64 {
+        4_000_000_000_000
+    }
+
+    fn local_hour(&self) -> u8 {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        12
+    }
+}
+
 #[test]
 fn retention_leaves_index_and_term_of_what_it_took() {
     let dir = tempfile::tempdir().unwrap();
@@ -332,12 +348,27 @@ fn retention_leaves_index_and_term_of_what_it_took() {
     let before = frames(&store);
     commit_all(&store);
     wait(|| store.flushed() == store.written());
-    // The clock of the test stands still; files are of today.
-    let clock_far_ahead = TestClock::at(4_000_000_000_000);
     store.shutdown();
     drop(store);
-    let store = open_at(config.clone(), clock_far_ahead.clone());
+    let rounds = Arc::new(Rounds::default());
+    let store = Store::open(config.clone(), rounds.clone()).unwrap();
     commit_all(&store);
+    // What is committed may not be applied, nor be known to stay.
+    let applied = before
+        .iter()
+        .find(|f| f.position == store.segment_size())
+        .unwrap();
+    store.allow_deletion_before(applied.index - 1).unwrap();
+    store.delete_expired_now();
+    let now = rounds.0.load(Ordering::SeqCst);
+    wait(|| rounds.0.load(Ordering::SeqCst) > now + 2);
+    assert_eq!(store.min_phy_offset(), 0);
+    store.allow_deletion_before(applied.index).unwrap();
+    store.delete_expired_now();
+    wait(|| store.min_phy_offset() == applied.position);
+    store
+        .allow_deletion_before(store.last_entry().index)
+        .unwrap();
     store.delete_expired_now();
     wait(|| store.compacted_entry().index > 0);
     wait(|| store.min_phy_offset() == store.written() / (16 << 10) * (16 << 10));
@@ -351,7 +382,7 @@ fn retention_leaves_index_and_term_of_what_it_took() {
     assert_eq!(store.entry_term(compacted.index).unwrap(), Some(3));
     assert_eq!(store.frame(compacted.index).unwrap(), None);
     crash(store);
-    let store = open_at(config, clock_far_ahead);
+    let store = Store::open(config, rounds).unwrap();
     assert_eq!(store.compacted_entry(), compacted);
     assert_eq!(frames(&store), before[compacted.index as usize..]);
 }
@@ -411,4 +442,50 @@ fn the_log_of_one_mode_is_refused_in_the_other() {
     store.shutdown();
     drop(store);
     assert!(refused(framed(plain.path())).contains("without enableDLegerCommitLog"));
+}
+
+/// A power cut that takes the end of the log: what is read again begins where queues and index were last synced.
+#[test]
+fn a_restart_after_a_power_cut_reads_the_tail_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(framed(dir.path()));
+    lead(&store, 1);
+    fill(&store, 100);
+    commit_all(&store);
+    store.shutdown();
+    drop(store);
+    let store = open(framed(dir.path()));
+    commit_all(&store);
+    lead(&store, 2);
+    for _ in 0..30 {
+        put(&store, "t", 0, b"tail");
+    }
+    commit_all(&store);
+    let all = frames(&store);
+    let (synced, torn) = (all[101].position, all[all.len() - 10]);
+    let offsets = dir.path().join("offsets");
+    let field = |at| i64_at(&fs::read(&offsets).unwrap(), at) as u64;
+    wait(|| field(64) > torn.end());
+    assert!(field(72) <= synced, "nothing was synced since");
+    crash(store);
+    let size = 16 << 10;
+    let path = dir
+        .path()
+        .join(format!("dledger-n0/{:020}", torn.position / size * size));
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[(torn.position % size) as usize..].fill(0);
+    fs::write(&path, bytes).unwrap();
+    let mut bytes = fs::read(&offsets).unwrap();
+    bytes[48] ^= 1;
+    let crc = crc32fast::hash(&bytes[..104]);
+    bytes[104..].copy_from_slice(&crc.to_be_bytes());
+    fs::write(&offsets, bytes).unwrap();
+    fs::remove_file(dir.path().join("flushed")).unwrap();
+    let store = open(framed(dir.path()));
+    assert_eq!(frames(&store), all[..all.len() - 10]);
+    assert!(store.runtime_figures().recovered_records < 30);
+    let mut config = framed(dir.path());
+    config.frames = Some(FrameConfig { committed: 0 });
+    commit_all(&store);
+    assert_eq!(bodies(&store, "t", 0, 34).len(), 30 - 10);
 }
