@@ -111,12 +111,12 @@ jvm() { # jvm VERSION CLASS OPTIONS...: a server of the original
   exec java "${open[@]}" --add-exports=java.base/jdk.internal.ref=ALL-UNNAMED -Xms256m -Xmx512m -XX:MaxDirectMemorySize=1g -Duser.home="$work" -Drocketmq.home.dir="$work" \
     -cp "$out/servers-$version/lib/*" "$@"
 }
-if [ "$servers" = java ] || has 'store-*' || has replication; then
+if [ "$servers" = java ] || has 'store-*' || has replication || has dledger; then
   for v in 4.9.7 5.3.3; do
-    if has "store-$v" || has replication || { [ "$servers" = java ] && [ "$servers_version" = $v ]; }; then package servers $v java/servers || exit 1; fi
+    if has "store-$v" || has replication || { [ $v = 4.9.7 ] && has dledger; } || { [ "$servers" = java ] && [ "$servers_version" = $v ]; }; then package servers $v java/servers || exit 1; fi
   done
   mkdir -p "$work/conf"
-  for f in logback_namesrv logback_broker rmq.namesrv.logback rmq.broker.logback; do
+  for f in logback_namesrv logback_broker logback_tools rmq.namesrv.logback rmq.broker.logback; do
     printf '<configuration><root level="OFF"/></configuration>\n' > "$work/conf/$f.xml"
   done
 fi
@@ -220,7 +220,7 @@ documented() { # documented NAME: the commands under that mark
 follow() { # follow NAME: runs them in the broker's home
   local commands; commands=$(documented "$1")
   [ -n "$commands" ] || { echo "docs/migration.md has no commands for $1" >&2; return 1; }
-  (cd "$home" && exec env PATH="$bin:$PATH" bash -eu -c "$commands")
+  (cd "$home" && exec env PATH="$bin:$PATH" timeout 300 bash -eu -c "$commands")
 }
 committed() { # committed STORE TOPICS FILLING: the last offset that the filling committed is on disk
   grep -Ezq "\"$2_5@G_$2_$3\":[^}]*3\"?:10" "$1/config/consumerOffset.json"
@@ -280,6 +280,30 @@ elected_one() { # the three have a master, and it is in the name server's table
   case $(cluster_table "$net.3:$namesrv_port") in *broker-d*[{,]0:* | *broker-d*'"0":'*) return 0 ;; esac
   return 1
 }
+# A group of the original with a DLedger log, which our members follow as a second cluster.
+start_old_group() {
+  start_namesrv $net.4 namesrv-o
+  printf '%s\n' brokerClusterName=old brokerName=broker-o brokerIP1=127.0.0.1 listenPort=28911 haListenPort=28916 "namesrvAddr=$net.4:$namesrv_port" "storePathRootDir=$work/broker-o" \
+    mappedFileSizeCommitLog=67108864 waitTimeMillsInSendQueue=10000 enableDLegerCommitLog=true dLegerGroup=broker-o dLegerPeers=n0-127.0.0.1:28951 dLegerSelfId=n0 > "$work/broker-o.conf"
+  start broker-o jvm 4.9.7 org.apache.rocketmq.broker.BrokerStartup -c "$work/broker-o.conf"
+}
+has_topic() { grep -qE '"writeQueueNums": ?4' <<< "$(cd "$home" && sh bin/mqadmin topicRoute -n "$NEW" -t "$1")"; }
+# The commands of docs/migration.md for such a group: its topics are there on the second cluster, and its consumers finish what they have.
+moves() {
+  local OLD=$net.4:$namesrv_port NEW=$net.3:$namesrv_port NEW_CLUSTER=elected home=$work/home-d topic=Old_$$ worker good=0 bad=0
+  export OLD NEW NEW_CLUSTER
+  mkdir -p "$home/bin"
+  { declare -p open out work; printf 'exec java "${open[@]}" -Duser.home="$work" -Drocketmq.home.dir="$work" -Drocketmq.client.logRoot="$work/rocketmqlogs" -cp "$out/java-4.9.8/lib/*" org.apache.rocketmq.tools.command.MQAdminStartup "$@"\n'; } > "$home/bin/run"
+  echo 'exec bash bin/run "$@"' > "$home/bin/mqadmin"
+  namesrv=$OLD servers=java client 4.9.8 work --topic "$topic" --messages 300 > "$work/dledger-work.log" 2>&1 & worker=$!
+  wait_for 60 "messages on the old group" grep -q '^sent$' "$work/dledger-work.log"
+  follow dledger-topics > "$work/dledger-topics.log"
+  if has_topic "$topic"; then echo "PASS moved $topic"; good=$((good + 1)); else echo "FAIL moved: $topic is not on the second cluster"; bad=$((bad + 1)); fi
+  if follow dledger-drained > "$work/dledger-drained.log" && wait $worker; then echo "PASS drained after $(paste -sd ' ' "$work/dledger-drained.log")"; good=$((good + 1))
+  else echo "FAIL drained: $(tail -n 1 "$work/dledger-work.log")"; bad=$((bad + 1)); fi
+  echo "$good passed, $bad failed"
+}
+old_one() { [[ $(cluster_table "$net.4:$namesrv_port") = *broker-o* ]]; }
 # What stock clients do with such a group, and what they see when it loses its master.
 elected() {
   local namesrv=$net.3:$namesrv_port k pids_of=
@@ -289,6 +313,7 @@ elected() {
   wait $k
   cat "$work/dledger-go.out"
   client 4.9.8 failover --name broker-d --pids "$pids_of"
+  moves
 }
 good=0 bad=0
 verdict() { # verdict NAME LOG MUST MUST-NOT
@@ -303,7 +328,7 @@ if has 'store-*'; then
   start_namesrv $net.2 namesrv-s
   for v in 4.9.7 5.3.3; do if has store-$v; then part store-$v exchange $v ${#exchanges[@]}; exchanges+=($!); fi; done
 fi
-if has dledger; then start_namesrv $net.3 namesrv-d; start_members; fi
+if has dledger; then start_namesrv $net.3 namesrv-d; start_members; start_old_group; wait_for 60 "the old group's registration" old_one; fi
 group java-4.9.8 java-5.3.3 go
 group binary-4.9.8 binary-5.3.3
 if has replication; then part replication original; replication=$!; fi
