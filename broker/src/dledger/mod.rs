@@ -17,6 +17,7 @@ mod health;
 pub mod log;
 pub mod message;
 mod metrics;
+mod peers;
 pub mod service;
 
 mod storage;

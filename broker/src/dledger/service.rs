@@ -20,6 +20,7 @@ use super::entry::{Change, Conf, Standing};
 use super::gate::Gate;
 use super::health::{Pulse, Room};
 use super::log::{FileState, Saved, Stamper, StoreLog};
+use super::peers::Peers;
 use super::transport::{Delivery, Identity, Receiver, Transport};
 use crate::broker::Broker;
 use crate::config::DLedgerConfig;
@@ -102,8 +103,7 @@ impl Inbox {
 
 struct Ears {
     inbox: Arc<Inbox>,
-    /// Main ports of the others, as they said.
-    addresses: Arc<Mutex<BTreeMap<u64, String>>>,
+    peers: Arc<Peers>,
 }
 
 impl Receiver for Ears {
@@ -116,9 +116,8 @@ impl Receiver for Ears {
     }
 
     fn greeted(&self, caller: &Identity) -> Result<(), String> {
-        let mut addresses = self.addresses.lock();
-        addresses.insert(caller.id, caller.address.clone());
-        drop(addresses);
+        self.peers.greeted(caller)?;
+        // Where the leader's main port is may be what the group's thread waits for.
         self.inbox.poke();
         Ok(())
     }
@@ -131,6 +130,7 @@ pub struct Group {
     status: Arc<Mutex<Option<Status>>>,
     failure: Arc<Mutex<Option<String>>>,
     pulse: Arc<Pulse>,
+    peers: Arc<Peers>,
     store: Arc<Store>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -211,19 +211,20 @@ impl Group {
             gate,
         )
         .map_err(io::Error::other)?;
-        let addresses = Arc::new(Mutex::new(BTreeMap::new()));
+        let identity = Identity {
+            id: config.id,
+            group: config.group.clone(),
+            address: broker.address().to_owned(),
+            segment_size: store.segment_size(),
+            sync_flush: flushed,
+        };
+        let peers = Arc::new(Peers::new(identity.clone()));
         let transport = Transport::start(
-            Identity {
-                id: config.id,
-                group: config.group.clone(),
-                address: broker.address().to_owned(),
-                segment_size: store.segment_size(),
-                sync_flush: flushed,
-            },
+            identity,
             prepared.listener,
             Arc::new(Ears {
                 inbox: Arc::clone(&inbox),
-                addresses: Arc::clone(&addresses),
+                peers: Arc::clone(&peers),
             }),
         )?;
         let status = Arc::new(Mutex::new(None));
@@ -235,7 +236,7 @@ impl Group {
             inbox: Arc::clone(&inbox),
             status: Arc::clone(&status),
             committed,
-            addresses,
+            peers: Arc::clone(&peers),
             configured: config.peers.clone(),
             transport,
             id: config.id,
@@ -273,6 +274,7 @@ impl Group {
             status,
             failure,
             pulse,
+            peers,
             store,
             thread: Mutex::new(Some(thread)),
         })
@@ -330,13 +332,15 @@ impl Group {
         let ids = status.conf.voters.iter().chain(&status.conf.learners);
         for &id in ids {
             let seen = status.members.iter().find(|m| m.id == id);
-            let (matched, active, sure) = match seen {
-                Some(m) => (m.matched, m.active, m.sure),
+            let (matched, active, sure, may_lead) = match seen {
+                Some(m) => (m.matched, m.active, m.sure, m.fit),
                 None if id == status.id => {
-                    (status.persisted, true, status.standing == Standing::Sound)
+                    let sure = status.standing == Standing::Sound;
+                    (status.persisted, true, sure, status.unfit.is_none())
                 }
-                None => (0, false, false),
+                None => (0, false, false, false),
             };
+            let flush = self.peers.flush(id).unwrap_or_default();
             let address = status.conf.addresses.get(&id);
             let behind = || {
                 let reached = end(matched).unwrap_or(self.store.min_phy_offset());
@@ -348,6 +352,8 @@ impl Group {
                 match_index: long(matched),
                 recently_active: active,
                 sure,
+                may_lead,
+                flush_disk_type: flush.to_owned(),
                 voter: status.conf.voters.contains(&id),
                 lag_bytes: behind(),
             });
@@ -370,11 +376,15 @@ impl Group {
                 ..
             }) => Err(Unfit::Stalled.to_string()),
             Some(s) => match (s.role.role, s.standing) {
-                (Role::Seeking | Role::Elected, _) => Err(format!(
-                    "the group has no leader: {} of {} voters are needed",
-                    s.conf.voters.len() / 2 + 1,
-                    s.conf.voters.len()
-                )),
+                (Role::Seeking | Role::Elected, _) => {
+                    let why = self.peers.disagreement();
+                    Err(format!(
+                        "the group has no leader: {} of {} voters are needed{}",
+                        s.conf.voters.len() / 2 + 1,
+                        s.conf.voters.len(),
+                        why.map_or_else(String::new, |why| format!(", and {why}"))
+                    ))
+                }
                 (Role::Removed, _) => Err("this member was removed from its group".to_owned()),
                 (_, Standing::Sound) => Ok(()),
                 (..) => Err("this member has not caught up with its group".to_owned()),
@@ -434,7 +444,7 @@ struct Driver {
     inbox: Arc<Inbox>,
     status: Arc<Mutex<Option<Status>>>,
     committed: Arc<AtomicU64>,
-    addresses: Arc<Mutex<BTreeMap<u64, String>>>,
+    peers: Arc<Peers>,
     /// `dLegerPeers`: where members are of whom no change told.
     configured: BTreeMap<u64, String>,
     transport: Transport,
@@ -609,7 +619,7 @@ impl Driver {
         let Some(broker) = self.broker.upgrade() else {
             return;
         };
-        let address = leader.and_then(|id| self.addresses.lock().get(&id).cloned());
+        let address = leader.and_then(|id| self.peers.address(id));
         let id = self.id;
         broker.role.update(|now| {
             now.term = term.max(1);
@@ -700,7 +710,7 @@ impl Driver {
         let Some(leader) = self.member.role().leader else {
             return;
         };
-        if let Some(address) = self.addresses.lock().get(&leader).cloned() {
+        if let Some(address) = self.peers.address(leader) {
             broker.role.update(|now| {
                 if now.role == role::Role::Slave {
                     now.master.address = Some(address);

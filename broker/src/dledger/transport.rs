@@ -1,11 +1,11 @@
 //! Between the members: TCP connections on the ports of `dLegerPeers`, two in each direction: entries have one of their own, so
 //! that no heartbeat, vote or answer waits behind them.
 //!
-//! A connection begins with who calls ([`super::greeting`]). Then come messages: `length of the message (4)`, `length of
+//! A connection begins with who calls (`greeting`). Then come messages: `length of the message (4)`, `length of
 //! its frames (4)`, the message ([`PeerMessage::encode`]), its frames. Whatever is longer than its bound, or no message,
 //! ends the connection. Nothing that is sent is certain to arrive, and nothing needs to be.
 //!
-//! All of it runs on one thread of its own, which never waits for the group's: a message takes [`Room`] of its sender's
+//! All of it runs on one thread of its own, which never waits for the group's: a message takes room of its sender's
 //! until it was looked at, and who has none left is not read from.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

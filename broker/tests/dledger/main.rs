@@ -16,4 +16,5 @@ mod names;
 #[cfg(target_os = "linux")]
 mod partitions;
 mod room;
+mod settings;
 mod tables;

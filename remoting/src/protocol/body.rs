@@ -923,10 +923,14 @@ bodies! {
     DLedgerMember {
         /// `host:port` by which its peers reach it.
         address: String,
+        /// Whether its acknowledgement means that its disk has it; empty when that is not known.
+        flush_disk_type: String,
         id: String,
         /// Bytes of the log that it has not confirmed yet.
         lag_bytes: i64,
         match_index: i64,
+        /// Whether the leadership may be handed to it: not while its disk takes nothing, nor when it is about to stop.
+        may_lead: bool,
         /// Whether the leader has heard from it within an election time-out; true for the leader itself.
         recently_active: bool,
         /// Whether its word counts: not while it is back without its volume, or without its tail, and has not caught up.
