@@ -3,7 +3,8 @@
 //! A level is a queue whose entries fall due in their order, so the next due time of the broker is the smallest of a
 //! few heads. One thread sleeps until exactly then, or until a message arrives in one of the queues; it never polls.
 //! The delivered offsets live in `config/delayOffset.json`. They are written only after the messages delivered up to
-//! them are on disk: a machine that goes down may deliver a message twice, but never lose one.
+//! them are on disk and can be read: a machine that goes down, or a leader that is lost, may deliver a message twice, but
+//! never lose one.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -234,17 +235,11 @@ impl ScheduleMessageService {
         &self.levels
     }
 
-    /// The JSON of the file.
-    pub fn encode(&self) -> String {
-        self.delivered.lock().encode()
-    }
-
-    /// The answer of 45: the offsets up to which everything delivered can be read, so that whoever copies them and the log never
-    /// skips a message that he does not get.
+    /// The answer of 45, and what the file holds.
     pub fn encode_for_slaves(&self) -> String {
         let mut delivered = self.delivered.lock();
         delivered.settle(self.store.confirm_offset());
-        encode(&delivered.version, &delivered.readable)
+        delivered.encode()
     }
 
     /// Puts what a master sent (45) in place of the current table.
@@ -292,8 +287,7 @@ impl ScheduleMessageService {
             delivered.settle(self.store.confirm_offset());
             delivered.dirty = !delivered.unconfirmed.is_empty();
             delivered.version.next_version(self.clock.now_ms());
-            let text = encode(&delivered.version, &delivered.readable);
-            self.saver.save(self.path.clone(), text);
+            self.saver.save(self.path.clone(), delivered.encode());
         }
     }
 
@@ -565,17 +559,15 @@ impl Delivered {
         self.era += 1;
     }
 
+    /// The offsets up to which everything delivered can be read, so that whoever has them and the log never skips a message
+    /// that he does not get.
     fn encode(&self) -> String {
-        encode(&self.version, &self.offsets)
+        let version = serde_json::to_string(&self.version).unwrap_or_else(|_| "{}".to_owned());
+        let mut out = format!("{{\"dataVersion\":{version},\"offsetTable\":");
+        push_integer_map(&mut out, &self.readable);
+        out.push('}');
+        out
     }
-}
-
-fn encode(version: &DataVersion, offsets: &Offsets) -> String {
-    let version = serde_json::to_string(version).unwrap_or_else(|_| "{}".to_owned());
-    let mut out = format!("{{\"dataVersion\":{version},\"offsetTable\":");
-    push_integer_map(&mut out, offsets);
-    out.push('}');
-    out
 }
 
 struct Properties<'a> {

@@ -230,3 +230,23 @@ fn above_its_ratios_a_store_deletes_the_oldest_and_refuses_writes_until_there_is
     assert_eq!(store.poisoned(), None);
     assert!(store.min_offset("t", 0) > min);
 }
+
+/// A member of a group saves its term and its vote here, and retention what it is about to take.
+#[test]
+#[ignore = "needs to mount a file system: see the head of this file"]
+fn a_file_of_two_slots_is_saved_on_a_full_disk() {
+    let disk = SmallDisk::mount();
+    let path = disk.path().join("state");
+    let mut file = store::SlotFile::new(path.clone());
+    file.save(&[0; 300]).unwrap();
+    disk.leave(0);
+    assert!(fs::write(disk.path().join("more"), [1; 4096]).is_err());
+    for round in 1..20 {
+        file.save(&[round; 3000]).unwrap();
+        let read = store::SlotFile::read(&path).unwrap();
+        assert_eq!(read.unwrap(), [round; 3000]);
+    }
+    assert!(file.save(&[1; 5000]).is_err(), "it has outgrown its slot");
+    file.save(b"again").unwrap();
+    assert_eq!(store::SlotFile::read(&path).unwrap().unwrap(), b"again");
+}

@@ -10,6 +10,7 @@ mod group;
 #[cfg(target_os = "linux")]
 mod history;
 mod leaders;
+mod lost;
 mod members;
 mod names;
 // Needs all of 127.0.0.0/8.

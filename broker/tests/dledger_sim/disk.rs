@@ -86,8 +86,16 @@ impl Disk {
         self.cut(keep + 1);
         self.adopted = keep;
         self.written = keep;
-        self.flushed = keep;
+        self.flushed = self.flushed.clamp(self.base.index, keep);
         self.broken = false;
+    }
+
+    /// A process starts on it: under SYNC_FLUSH all that it finds becomes durable first.
+    pub(crate) fn start(&mut self, sync: bool) {
+        self.sync = sync;
+        if sync {
+            self.flushed = self.written;
+        }
     }
 
     pub(crate) fn frame(&self, index: u64) -> Option<&(Descriptor, Vec<u8>)> {

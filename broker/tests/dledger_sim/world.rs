@@ -196,6 +196,7 @@ pub(crate) struct Node {
     /// SIGSTOP until then.
     paused_until: u64,
     stalled_until: u64,
+    /// What it acknowledged in its last life may be gone.
     unclean: bool,
     waiting: Vec<Sent>,
     checked: u64,
@@ -340,7 +341,7 @@ impl World {
             writing: false,
         });
         assert!(node.member.is_none());
-        node.disk.borrow_mut().sync = sync;
+        node.disk.borrow_mut().start(sync);
         node.life += 1;
         node.gate = Arc::new(Gate::new(MAX_UNCOMMITTED));
         node.checked = 0;
@@ -354,7 +355,7 @@ impl World {
             id,
             conf: configured,
             preferred: self.plan.preferred,
-            unclean: std::mem::take(&mut node.unclean) && !sync,
+            unclean: std::mem::take(&mut node.unclean),
             now_ms,
             seed: self.plan.seed ^ node.life << 32,
         };
@@ -401,15 +402,29 @@ impl World {
         self.stop(id, |r, disk| {
             disk.flushed + r.below(disk.written - disk.flushed + 1)
         });
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.unclean = true;
-        }
+        self.doubt(id);
         self.say(|w| {
             format!(
                 "n{id} loses power, {} is left",
                 w.nodes[&id].disk.borrow().appended()
             )
         });
+    }
+
+    /// The process ends because its disk failed. What was written and never synced may still be found in memory, or some
+    /// first part of it; whatever is found is written again before it counts.
+    fn fail(&mut self, id: u64) {
+        self.stop(id, |r, disk| {
+            disk.flushed + r.below(disk.written - disk.flushed + 1)
+        });
+        self.doubt(id);
+    }
+
+    /// What this life of the member acknowledged may be gone, unless all of it was on disk.
+    fn doubt(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.unclean |= !node.disk.borrow().sync;
+        }
     }
 
     /// The volume is lost.
@@ -512,8 +527,7 @@ impl World {
             node.paused_until = 0;
             node.disk.borrow_mut().full = false;
             if node.disk.borrow().broken {
-                self.stop(id, |_, disk| disk.flushed);
-                self.node(id).unclean = true;
+                self.fail(id);
             }
         }
         let down: Vec<u64> = self
@@ -707,6 +721,11 @@ impl World {
             }
             Event::Restart(id) => {
                 if self.nodes[&id].member.is_none() && self.belongs(id) {
+                    if self.random.permille(100) {
+                        // Somebody changed `flushDiskType`: what the last life promised stays what it was.
+                        let sync = &mut self.plan.sync[id as usize - 1];
+                        *sync = !*sync;
+                    }
                     self.start(id);
                 }
             }
@@ -759,11 +778,7 @@ impl World {
                 let broken = member.log().0.borrow().broken;
                 assert!(broken, "n{id} failed though its disk works: {e:?}");
                 self.say(|_| format!("n{id} stops: {e:?}"));
-                self.stop(id, |_, disk| disk.flushed);
-                if let Some(node) = self.nodes.get_mut(&id) {
-                    // What was written and never synced is lost with the page cache.
-                    node.unclean = true;
-                }
+                self.fail(id);
                 self.at(300, Event::Restart(id));
             }
         }
@@ -1127,7 +1142,7 @@ impl World {
         let standing = state
             .and_then(|s| HardState::decode(&s))
             .map(|s| s.standing);
-        standing != Some(Standing::Sound) || (node.unclean && !self.plan.sync[id as usize - 1])
+        standing != Some(Standing::Sound) || node.unclean
     }
 
     /// Whether one more voter may lose what it acknowledged: only a minority at a time, and while all agree who votes.
