@@ -55,6 +55,12 @@ impl Node {
         assert!(sent.success());
     }
 
+    /// Whether the process ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let process = self.process.as_mut();
+        process.is_none_or(|p| p.0.try_wait().unwrap().is_some())
+    }
+
     /// Waits for an end that comes by itself.
     pub(crate) fn wait(&mut self) {
         if let Some(mut process) = self.process.take() {

@@ -18,4 +18,5 @@ mod names;
 mod partitions;
 mod room;
 mod settings;
+mod stopped;
 mod tables;
