@@ -27,6 +27,7 @@ use crate::config::{BrokerConfig, FlushDiskType, Settings};
 use crate::config_file::{self, Saver};
 use crate::dledger;
 use crate::dledger::service::Group;
+use crate::dledger::tables::GroupTables;
 use crate::ha::{self, Ha};
 use crate::http::{Metrics, Status};
 use crate::longpolling::{Held, PullRequestHoldService};
@@ -154,6 +155,8 @@ pub struct Broker {
     pub ha: Ha,
     /// The group that elects its own master, when it is a member of one.
     pub group: OnceLock<Group>,
+    /// Topics and groups as such a group agrees on them.
+    pub(crate) tables: Option<Arc<GroupTables>>,
     /// What it copies from its master beside the log.
     pub slave: Slave,
     /// Asks for registrations.
@@ -229,6 +232,11 @@ impl BlockingPool {
             waiting.fetch_sub(1, Ordering::Relaxed);
         });
         true
+    }
+
+    /// Waits on a thread that may block.
+    pub(crate) fn wait<T>(&self, what: impl Future<Output = T>) -> T {
+        self.runtime.block_on(what)
     }
 }
 
@@ -307,10 +315,15 @@ impl Broker {
             Ok(store) => store?,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
+        let tables = prepared.as_ref().map(|prepared| {
+            let folder = prepared.folder.clone();
+            GroupTables::new(Arc::clone(&store), folder, prepared.tables)
+        });
         let broker = Self::build(
             settings,
             clock,
             store,
+            tables,
             listen_address,
             replication.port(),
             status,
@@ -337,6 +350,7 @@ impl Broker {
         settings: Settings,
         clock: Arc<dyn Clock>,
         store: Arc<Store>,
+        tables: Option<Arc<GroupTables>>,
         listen_address: SocketAddr,
         ha_port: u16,
         status: Arc<Status>,
@@ -352,12 +366,17 @@ impl Broker {
             Arc::clone(&saver),
             Arc::clone(&clock),
             registrar.clone(),
+            tables.clone(),
         )?;
         let groups = SubscriptionGroupManager::load(
             file("subscriptionGroup.json"),
             Arc::clone(&saver),
             Arc::clone(&clock),
+            tables.clone(),
         )?;
+        if let Some(tables) = &tables {
+            tables.begin_with(topics.rows(), groups.rows());
+        }
         let request_modes =
             MessageRequestModeManager::load(file("messageRequestMode.json"), Arc::clone(&saver))?;
         let offsets = ConsumerOffsetManager::load(file("consumerOffset.json"), Arc::clone(&clock))?;
@@ -384,6 +403,7 @@ impl Broker {
             role: RoleHolder::new(ha::first_role(&raw, &store)),
             ha: Ha::default(),
             group: OnceLock::new(),
+            tables,
             slave: Slave::default(),
             request_modes,
             config: ArcSwap::from_pointee(raw),
@@ -435,16 +455,32 @@ impl Broker {
 
     /// Whether all tables are on disk and the name servers know of every topic.
     pub fn is_settled(&self) -> bool {
-        self.registrar.is_settled() && self.saver.is_idle()
+        self.registrar.is_settled() && (self.tables.is_some() || self.saver.is_idle())
     }
 
-    /// Waits for that. A file that cannot be written, or a name server that is away, holds nobody up for long.
+    /// Waits for that. A file that cannot be written, or a name server that is away, holds nobody up for long. Tables that
+    /// a group agrees on are in its log, whatever becomes of their files.
     pub async fn settled(&self) {
         self.registrar.settled().await;
-        if !self.saver.is_idle() {
+        if self.tables.is_none() && !self.saver.is_idle() {
             let saver = Arc::clone(&self.saver);
             let _ = tokio::task::spawn_blocking(move || saver.flush()).await;
         }
+    }
+
+    /// Drops what lies beside the table of topics of one that is gone from it: offsets, figures, queues.
+    pub(crate) fn forget_topic(&self, topic: &str) -> Result<(), store::Error> {
+        self.offsets.remove_topic(topic);
+        self.stats.forget_topic(topic);
+        self.store.delete_topic(topic)
+    }
+
+    /// The same for a consumer group; its offsets stay unless somebody asked for that.
+    pub(crate) fn forget_group(&self, group: &str, offsets: bool) {
+        if offsets {
+            self.offsets.remove_group(group);
+        }
+        self.stats.forget_group(group);
     }
 
     /// The configuration as it is now.
@@ -706,7 +742,7 @@ impl Broker {
     }
 
     fn arrived(self: &Arc<Self>, arrivals: &[Arrival]) {
-        if self.role.role() == Role::Slave {
+        if self.role.role() == Role::Slave && self.tables.is_none() {
             self.slave.arrived(self, arrivals);
         }
         self.schedule.arrived(arrivals);

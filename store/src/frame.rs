@@ -131,8 +131,8 @@ pub struct EntryId {
 
 /// Asked under the append lock before a batch becomes a frame: whoever leads the group counts it, or refuses it.
 pub trait FrameStamp: Send + Sync {
-    /// The frame of `entry` will lie at `position` and have `len` bytes; nothing can fail after this.
-    fn stamp(&self, entry: EntryId, position: u64, len: u32) -> Result<(), PutError>;
+    /// The frame of `entry`, of this kind, will lie at `position` and have `len` bytes; nothing can fail after this.
+    fn stamp(&self, entry: EntryId, kind: u32, position: u64, len: u32) -> Result<(), PutError>;
 }
 
 /// Where each entry is. Everything but `compacted` is a cache of the log.

@@ -39,6 +39,8 @@ pub struct Settings {
     pub preferred: Option<u64>,
     /// What the log acknowledged may be gone ([`Saved::may_have_lost`](super::log::Saved::may_have_lost)).
     pub unclean: bool,
+    /// The index at which the tables of topics and groups stand: changes behind it are told again.
+    pub tables: u64,
     /// Wall clock at the start: tells one life of a member from another.
     pub now_ms: u64,
     /// For the lengths of election time-outs.
@@ -103,6 +105,11 @@ pub struct Output {
     pub commit: Option<Watermark>,
     /// Something about it changed. Whoever waits for an answer in an earlier term learns that it is unknown.
     pub role: Option<RoleNow>,
+    /// Entries of the kind [`Kind::Tables`] that are committed, in order: their changes are to be applied before anything
+    /// behind them is shown. No index is told twice.
+    pub tables: Vec<u64>,
+    /// The log begins anew behind this index, and tables with it: what is known of them came from entries that are gone.
+    pub anew: Option<u64>,
     /// Frames from this position on were dropped from the log; whoever waits for them learns that they are gone or in doubt.
     pub cut: Option<u64>,
     /// The group changed: connect, disconnect.
@@ -381,13 +388,20 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         let told_commit = watermark(&log, hard.commit);
         let (saved_commit, term) = (hard.commit, hard.term);
         gate.close(Closed::NotLeader);
+        // Committed in an earlier life.
+        let tables = (settings.tables.max(base.index) + 1..=hard.commit)
+            .filter(|&i| log.entry(i).is_some_and(|d| d.kind == Kind::Tables))
+            .collect();
         let storage = Storage::new(log, hard);
         let mut member = Self {
             id: settings.id,
             raw: RawNode::new(&config, storage, &logger())?,
             file,
             gate,
-            out: Output::default(),
+            out: Output {
+                tables,
+                ..Output::default()
+            },
             preferred: settings.preferred,
             ticks: 0,
             saved_commit,
@@ -1416,12 +1430,15 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         let store = self.raw.mut_store();
         store.log.reset(snapshot.base)?;
         store.changes.clear();
+        store.tables.clear();
         store.hard.confs = vec![(snapshot.base.index, snapshot.conf.clone())];
         store.hard.commit = snapshot.base.index;
         if let Some(cut) = cut {
             self.tell_cut(cut);
         }
         self.placed = true;
+        self.out.tables.clear();
+        self.out.anew = Some(snapshot.base.index);
         self.out.conf = Some(snapshot.conf.clone());
         self.save()
     }
@@ -1438,6 +1455,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
             let cut = store.log.entry(first).map(|d| d.position);
             store.log.truncate_from(first)?;
             store.changes.split_off(&first);
+            store.tables.split_off(&first);
             for record in &mut self.unpersisted {
                 record.1 = record.1.min(first - 1);
             }
@@ -1455,6 +1473,9 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
                 match self.proposed.pop_front() {
                     Some(frame) if frame.index == entry.index && frame.term == entry.term => {
                         store.log.adopt(&frame)?;
+                        if frame.kind == Kind::Tables {
+                            store.tables.insert(frame.index);
+                        }
                     }
                     Some(_) => return Err(Error::State("an entry is not the frame it was")),
                     None => match self.changing.take() {
@@ -1479,9 +1500,11 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
                 continue;
             }
             store.log.append(d, frame)?;
-            if d.kind == Kind::Change {
-                store.changes.insert(d.index);
-            }
+            match d.kind {
+                Kind::Change => store.changes.insert(d.index),
+                Kind::Tables => store.tables.insert(d.index),
+                Kind::Records | Kind::Empty => false,
+            };
         }
         debug_assert_eq!(
             entries.last().map(|e| e.index),
@@ -1641,6 +1664,9 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
                 debug_assert!(now.position >= self.told_commit.position);
                 self.told_commit = now;
                 self.out.commit = Some(now);
+                let tables = &mut self.raw.mut_store().tables;
+                let later = tables.split_off(&(committed + 1));
+                self.out.tables.extend(std::mem::replace(tables, later));
                 self.gate.committed(now.position);
             }
         }

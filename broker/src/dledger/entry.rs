@@ -20,6 +20,8 @@ pub enum Kind {
     Empty = 1,
     /// One [`Change`] of the membership.
     Change = 2,
+    /// [`Changes`](super::tables::Changes) of topics and groups.
+    Tables = 3,
 }
 
 impl Kind {
@@ -29,6 +31,7 @@ impl Kind {
             0 => Some(Self::Records),
             1 => Some(Self::Empty),
             2 => Some(Self::Change),
+            3 => Some(Self::Tables),
             _ => None,
         }
     }

@@ -62,8 +62,8 @@ impl Gate {
 
     /// The next index for a frame of `len` bytes that will lie at `position`. Under the append lock, as the last thing
     /// that can fail: once stamped, the frame must come to lie there.
-    pub fn stamp(&self, position: u64, len: u32) -> Result<Stamp, Closed> {
-        self.stamp_if(|_, _| true, position, len)
+    pub fn stamp(&self, kind: Kind, position: u64, len: u32) -> Result<Stamp, Closed> {
+        self.stamp_if(|_, _| true, kind, position, len)
     }
 
     /// [`Gate::stamp`] for a log that counts its entries itself: only when it would give this index in this term.
@@ -71,15 +71,17 @@ impl Gate {
         &self,
         term: u64,
         index: u64,
+        kind: Kind,
         position: u64,
         len: u32,
     ) -> Result<Stamp, Closed> {
-        self.stamp_if(|t, i| (t, i) == (term, index), position, len)
+        self.stamp_if(|t, i| (t, i) == (term, index), kind, position, len)
     }
 
     fn stamp_if(
         &self,
         fits: impl FnOnce(u64, u64) -> bool,
+        kind: Kind,
         position: u64,
         len: u32,
     ) -> Result<Stamp, Closed> {
@@ -101,7 +103,7 @@ impl Gate {
             term,
             position,
             len,
-            kind: Kind::Records,
+            kind,
         });
         Ok(Stamp { term, index, wake })
     }
@@ -152,13 +154,13 @@ mod tests {
     #[test]
     fn frames_get_indices_in_order_while_it_is_open() {
         let gate = Gate::new(1000);
-        assert_eq!(gate.stamp(0, 10), Err(Closed::NotLeader));
+        assert_eq!(gate.stamp(Kind::Records, 0, 10), Err(Closed::NotLeader));
         gate.open(3, 8);
-        let first = gate.stamp(48, 100).unwrap();
+        let first = gate.stamp(Kind::Records, 48, 100).unwrap();
         assert_eq!((first.term, first.index, first.wake), (3, 8, true));
-        assert!(!gate.stamp(148, 100).unwrap().wake);
+        assert!(!gate.stamp(Kind::Records, 148, 100).unwrap().wake);
         gate.close(Closed::Paused);
-        assert_eq!(gate.stamp(248, 100), Err(Closed::Paused));
+        assert_eq!(gate.stamp(Kind::Records, 248, 100), Err(Closed::Paused));
         let mut frames = Vec::new();
         gate.take(&mut frames);
         assert_eq!(frames.iter().map(|d| d.index).collect::<Vec<_>>(), [8, 9]);
@@ -169,9 +171,9 @@ mod tests {
     fn what_waits_to_be_committed_is_bounded() {
         let gate = Gate::new(1000);
         gate.open(1, 2);
-        assert!(gate.stamp(1000, 500).is_ok());
-        assert_eq!(gate.stamp(1500, 1), Err(Closed::Full));
+        assert!(gate.stamp(Kind::Records, 1000, 500).is_ok());
+        assert_eq!(gate.stamp(Kind::Records, 1500, 1), Err(Closed::Full));
         gate.committed(1000);
-        assert!(gate.stamp(1500, 1).is_ok());
+        assert!(gate.stamp(Kind::Records, 1500, 1).is_ok());
     }
 }

@@ -245,10 +245,12 @@ pub(super) struct Stamper {
 }
 
 impl FrameStamp for Stamper {
-    fn stamp(&self, entry: EntryId, position: u64, len: u32) -> Result<(), PutError> {
+    fn stamp(&self, entry: EntryId, kind: u32, position: u64, len: u32) -> Result<(), PutError> {
+        let kind = u8::try_from(kind).ok().and_then(Kind::from_u8);
+        let kind = kind.ok_or(PutError::NotLeader)?;
         let stamped = self
             .gate
-            .stamp_as(entry.term, entry.index, position, len)
+            .stamp_as(entry.term, entry.index, kind, position, len)
             .map_err(|why| match why {
                 Closed::NotLeader => PutError::NotLeader,
                 Closed::Paused => PutError::Busy("the group changes its members or its leader"),

@@ -19,6 +19,7 @@ pub mod message;
 mod metrics;
 mod peers;
 pub mod service;
+pub mod tables;
 
 mod storage;
 pub mod transport;

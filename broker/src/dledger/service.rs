@@ -12,20 +12,22 @@ use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use remoting::protocol::body::{DLedgerMember, DLedgerState, DLedgerStatus, TopicConfig};
+use remoting::protocol::body::{DLedgerMember, DLedgerState, DLedgerStatus};
 use store::Store;
 
-use super::core::{Error, Member, Output, Refused, Role, Settings, Status, TICK_MS, Unfit};
-use super::entry::{Change, Conf, Standing};
+use super::core::{
+    Error, Member, Output, Refused, Role, Settings, Status, TICK_MS, Unfit, Watermark,
+};
+use super::entry::{Change, Conf, EntryLog as _, Standing};
 use super::gate::Gate;
 use super::health::{Pulse, Room};
 use super::log::{FileState, Saved, Stamper, StoreLog};
 use super::peers::Peers;
+use super::tables::{self, Committed, GroupTables};
 use super::transport::{Delivery, Identity, Receiver, Transport};
 use crate::broker::Broker;
 use crate::config::DLedgerConfig;
 use crate::role::{self, MasterAddress};
-use crate::topic::perm;
 
 /// Bytes that may wait to be committed; further sends are answered SYSTEM_BUSY.
 const MAX_UNCOMMITTED_BYTES: u64 = 256 * 1024 * 1024;
@@ -132,6 +134,7 @@ pub struct Group {
     pulse: Arc<Pulse>,
     peers: Arc<Peers>,
     store: Arc<Store>,
+    tables: Arc<GroupTables>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -142,6 +145,8 @@ pub struct Prepared {
     /// A position up to which the log is known to be committed.
     pub committed: u64,
     saved: Option<Saved>,
+    /// How far topics and groups are on disk beside the log.
+    pub tables: Option<tables::Saved>,
     listener: std::net::TcpListener,
 }
 
@@ -151,6 +156,7 @@ pub fn prepare(config: &DLedgerConfig, folder: PathBuf, bind: SocketAddr) -> io:
     let listener = std::net::TcpListener::bind(bind)?;
     let saved = FileState::load(&folder)?;
     Ok(Prepared {
+        tables: tables::Saved::load(&folder).map_err(io::Error::other)?,
         folder,
         committed: saved.as_ref().map_or(0, |s| s.committed),
         saved,
@@ -177,6 +183,8 @@ impl Group {
         config: DLedgerConfig,
     ) -> io::Result<Self> {
         let store = Arc::clone(&broker.store);
+        let tables = broker.tables.as_ref().map(Arc::clone);
+        let tables = tables.ok_or_else(|| io::Error::other("a member of a group has tables"))?;
         let flushed =
             broker.settings.raw.flush_disk_type == crate::config::FlushDiskType::SyncFlush;
         let inbox = Arc::new(Inbox::default());
@@ -199,11 +207,12 @@ impl Group {
                 .saved
                 .as_ref()
                 .is_some_and(|s| s.may_have_lost(store.last_stop(), store.written())),
+            tables: tables.applied(),
             now_ms: u64::try_from(broker.clock.now_ms()).unwrap_or(0),
             seed: u64::try_from(broker.clock.now_ms()).unwrap_or(0)
                 ^ u64::from(std::process::id()) << 32,
         };
-        let member = Member::new(
+        let mut member = Member::new(
             settings,
             prepared.saved.map(|s| s.hard),
             log,
@@ -211,6 +220,10 @@ impl Group {
             gate,
         )
         .map_err(io::Error::other)?;
+        let told = member.take_output().tables;
+        tables.replay(broker, &told).map_err(io::Error::other)?;
+        let waker = Arc::clone(&inbox);
+        tables.start(broker, Box::new(move || waker.poke()))?;
         let identity = Identity {
             id: config.id,
             group: config.group.clone(),
@@ -235,6 +248,9 @@ impl Group {
             store: Arc::clone(&store),
             inbox: Arc::clone(&inbox),
             status: Arc::clone(&status),
+            tables: Arc::clone(&tables),
+            to_apply: VecDeque::new(),
+            commit: Watermark::default(),
             committed,
             peers: Arc::clone(&peers),
             configured: config.peers.clone(),
@@ -248,6 +264,7 @@ impl Group {
             active: BTreeSet::new(),
             register_at: None,
             base: 0,
+            needed: 0,
             changed: true,
         };
         let told = Arc::clone(&failure);
@@ -276,6 +293,7 @@ impl Group {
             pulse,
             peers,
             store,
+            tables,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -429,12 +447,13 @@ impl Group {
         broker.doubt_what_waits();
     }
 
-    /// Ends the thread and waits for it. Blocks.
+    /// Ends its threads and waits for them. Blocks.
     pub fn stop(&self) {
         if let Some(thread) = self.thread.lock().take() {
             self.inbox.push(Event::Stop);
             let _ = thread.join();
         }
+        self.tables.stop();
     }
 }
 
@@ -443,6 +462,12 @@ struct Driver {
     store: Arc<Store>,
     inbox: Arc<Inbox>,
     status: Arc<Mutex<Option<Status>>>,
+    tables: Arc<GroupTables>,
+    /// Committed changes of topics and groups that are not applied yet: nothing behind the first is shown.
+    to_apply: VecDeque<Committed>,
+    /// What is committed, shown or not.
+    commit: Watermark,
+    /// What is shown.
     committed: Arc<AtomicU64>,
     peers: Arc<Peers>,
     /// `dLegerPeers`: where members are of whom no change told.
@@ -460,6 +485,8 @@ struct Driver {
     active: BTreeSet<u64>,
     register_at: Option<Instant>,
     base: u64,
+    /// The first entry that retention was told to leave.
+    needed: u64,
     /// Role or membership are not what was published last.
     changed: bool,
 }
@@ -527,6 +554,7 @@ impl Driver {
             if let Some(reason) = self.store.poisoned() {
                 return Err(Error::Io(io::Error::other(reason)));
             }
+            self.show()?;
             self.member.persisted()?;
             let out = self.member.take_output();
             let again = !out.messages.is_empty() || out.commit.is_some() || out.role.is_some();
@@ -538,8 +566,9 @@ impl Driver {
     }
 
     fn act(&mut self, out: Output) -> Result<(), Error> {
-        if out.cut.is_some() {
+        if let Some(position) = out.cut {
             self.doubt();
+            self.take_back(position);
         }
         self.changed |= out.role.is_some() || out.conf.is_some();
         if let Some(role) = out.role {
@@ -553,9 +582,24 @@ impl Driver {
             }
             tracing::info!(role = ?role.role, term = role.term, leader = ?role.leader, "the group");
         }
+        if let Some(index) = out.anew {
+            self.to_apply.clear();
+            self.tables.begin_anew(index);
+        }
+        if !out.tables.is_empty() {
+            let log = self.member.log();
+            let committed = |&index: &u64| {
+                let end = log.entry(index)?.end();
+                Some(Committed { index, end })
+            };
+            let entries: Option<Vec<Committed>> = out.tables.iter().map(committed).collect();
+            let entries = entries.ok_or(Error::State("a change of topics cannot be read"))?;
+            self.to_apply.extend(&entries);
+            self.tables.committed(entries);
+        }
         if let Some(commit) = out.commit {
-            self.store.advance_confirm(commit.position);
-            self.committed.store(commit.position, Ordering::Release);
+            self.commit = commit;
+            self.show()?;
         }
         if let Some(conf) = out.conf {
             self.connect(&conf);
@@ -565,7 +609,6 @@ impl Driver {
         for message in out.messages {
             let log = self.member.log();
             let sent = self.transport.send(&message, |bytes| {
-                use super::entry::EntryLog as _;
                 message.entries.iter().try_for_each(|e| log.read(e, bytes))
             });
             let sent = sent.unwrap_or_else(|error| {
@@ -578,6 +621,36 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// What is committed is shown, up to the first change of topics or groups that has yet to be applied.
+    fn show(&mut self) -> Result<(), Error> {
+        if !self.to_apply.is_empty() {
+            if let Some(reason) = self.tables.failure() {
+                return Err(Error::Io(io::Error::other(reason)));
+            }
+            let applied = self.tables.applied();
+            while self.to_apply.front().is_some_and(|c| c.index <= applied) {
+                self.to_apply.pop_front();
+            }
+        }
+        let first = self.to_apply.front();
+        let position = first.map_or(self.commit.position, |c| c.end.min(self.commit.position));
+        if position > self.committed.load(Ordering::Acquire) {
+            self.committed.store(position, Ordering::Release);
+            self.store.advance_confirm(position);
+        }
+        if self.to_apply.is_empty() {
+            self.tables.reached(self.commit.index);
+        }
+        Ok(())
+    }
+
+    /// Topics and groups that came with frames from this position on are no more.
+    fn take_back(&self, position: u64) {
+        if let Some(broker) = self.broker.upgrade() {
+            self.tables.cut(&broker, position);
+        }
     }
 
     fn connect(&self, conf: &Conf) {
@@ -605,6 +678,7 @@ impl Driver {
         if self.leads.take().is_some() {
             self.store.close_gate();
             self.doubt();
+            self.take_back(0);
         }
         self.play(role, term, leader);
         // The last, for it waits for who writes at the moment, and he may wait for a disk that hangs.
@@ -688,7 +762,6 @@ impl Driver {
             return;
         };
         self.leads = Some((term, true));
-        know_topics(&broker);
         broker.role.set(role::RoleNow {
             role: role::Role::Master,
             broker_id: 0,
@@ -719,11 +792,15 @@ impl Driver {
         }
     }
 
-    /// Retention may take what is applied; when it did, the configurations of before are not needed any more.
+    /// Retention may take what is applied and not needed for the tables; when it did, the configurations of before are not
+    /// needed any more.
     fn compact(&mut self) -> Result<(), Error> {
-        let applied = self.member.compactable();
-        if let Err(error) = self.store.allow_deletion_before(applied) {
-            tracing::debug!(%error, "retention waits");
+        let needed = self.member.compactable().min(self.tables.kept_from());
+        if needed != self.needed {
+            self.needed = needed;
+            if let Err(error) = self.store.allow_deletion_before(needed) {
+                tracing::debug!(%error, "retention waits");
+            }
         }
         let base = self.store.compacted_entry().index;
         if base != self.base {
@@ -768,34 +845,12 @@ impl Driver {
         self.store.close_gate();
         self.leads = None;
         self.doubt();
+        self.take_back(0);
         if let Some(broker) = self.broker.upgrade() {
             broker.role.update(|now| {
                 now.role = role::Role::Undecided;
                 now.broker_id = -1;
             });
         }
-    }
-}
-
-/// A topic of which the log has messages but whose settings never came from the former leader gets the usual ones, with
-/// the queues that are there.
-fn know_topics(broker: &Broker) {
-    let table = broker.topics.snapshot();
-    let missing = broker
-        .store
-        .queues()
-        .into_iter()
-        .filter(|(topic, _)| table.get(topic).is_none())
-        .map(|(topic, queues)| {
-            let count = queues.into_iter().max().unwrap_or(0).saturating_add(1);
-            TopicConfig::new(topic, count, perm::READ | perm::WRITE)
-        });
-    let missing: Vec<TopicConfig> = missing.collect();
-    if !missing.is_empty() {
-        tracing::warn!(
-            topics = missing.len(),
-            "topics of which only messages were known get default settings"
-        );
-        broker.topics.update(missing);
     }
 }

@@ -25,7 +25,7 @@ pub(super) fn to_entry(d: &Descriptor) -> Entry {
     Entry {
         entry_type: match d.kind {
             Kind::Change => EntryType::EntryConfChange,
-            Kind::Records | Kind::Empty => EntryType::EntryNormal,
+            Kind::Records | Kind::Empty | Kind::Tables => EntryType::EntryNormal,
         },
         index: d.index,
         term: d.term,
@@ -44,15 +44,27 @@ pub(super) struct Storage<L> {
     pub(super) hard: HardState,
     /// Changes of the membership that are in the log and not applied.
     pub(super) changes: BTreeSet<u64>,
+    /// Changes of topics and groups that are in the log and of whose commit nobody was told.
+    pub(super) tables: BTreeSet<u64>,
 }
 
 impl<L: EntryLog> Storage<L> {
     /// Over a log whose entries up to `hard.commit` are applied.
     pub(super) fn new(log: L, hard: HardState) -> Self {
-        let changes = (hard.commit + 1..=log.last_index())
-            .filter(|&i| log.entry(i).is_some_and(|d| d.kind == Kind::Change))
-            .collect();
-        Self { log, hard, changes }
+        let (mut changes, mut tables) = (BTreeSet::new(), BTreeSet::new());
+        for index in hard.commit + 1..=log.last_index() {
+            match log.entry(index).map(|d| d.kind) {
+                Some(Kind::Change) => changes.insert(index),
+                Some(Kind::Tables) => tables.insert(index),
+                _ => false,
+            };
+        }
+        Self {
+            log,
+            hard,
+            changes,
+            tables,
+        }
     }
 
     /// An entry that is not sent, of which only index, term and type are asked: known without the sidecar.

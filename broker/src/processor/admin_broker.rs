@@ -140,7 +140,7 @@ pub(crate) fn update_and_create_topic(broker: &Arc<Broker>, request: &RemotingCo
     };
     validate_config(&config).map_err(invalid)?;
     tracing::info!(topic = name, ?config, "create or change a topic");
-    broker.topics.update([config]);
+    broker.topics.update([config])?;
     ok()
 }
 
@@ -155,7 +155,7 @@ pub(crate) fn update_and_create_topic_list(
         validate_config(config).map_err(invalid)?;
     }
     must_be_master(broker)?;
-    broker.topics.update(list.topic_config_list);
+    broker.topics.update(list.topic_config_list)?;
     ok()
 }
 
@@ -179,13 +179,20 @@ pub(crate) fn delete_topic(broker: &Arc<Broker>, request: &RemotingCommand) -> A
     }
     check_topic_name(broker, name)?;
     must_be_master(broker)?;
-    broker.topics.delete(name);
-    broker.offsets.remove_topic(name);
-    broker.stats.forget_topic(name);
-    broker
-        .store
-        .delete_topic(name)
-        .map_err(|error| Refused::system_error(error.to_string()))?;
+    match &broker.tables {
+        // Queues and offsets go when the group agreed, on every member.
+        Some(tables) => {
+            let now = tables.now();
+            broker.topics.delete(name)?;
+            broker.blocking.wait(tables.agreed(now))?;
+        }
+        None => {
+            broker.topics.delete(name)?;
+            broker
+                .forget_topic(name)
+                .map_err(|error| Refused::system_error(error.to_string()))?;
+        }
+    }
     tracing::info!(topic = name, "deleted the topic");
     ok()
 }
@@ -305,7 +312,7 @@ pub(crate) fn update_and_create_subscription_group(
     let config: SubscriptionGroupConfig = body(request)?;
     validate_group(&config.group_name).map_err(invalid)?;
     must_be_master(broker)?;
-    broker.groups.update([config]);
+    broker.groups.update([config])?;
     ok()
 }
 
@@ -319,7 +326,7 @@ pub(crate) fn update_and_create_subscription_group_list(
         validate_group(&config.group_name).map_err(invalid)?;
     }
     must_be_master(broker)?;
-    broker.groups.update(list.group_config_list);
+    broker.groups.update(list.group_config_list)?;
     ok()
 }
 
@@ -359,11 +366,11 @@ pub(crate) fn get_subscription_group(broker: &Arc<Broker>, request: &RemotingCom
 pub(crate) fn delete_subscription_group(broker: &Arc<Broker>, request: &RemotingCommand) -> Answer {
     let name = request.text("groupName")?;
     must_be_master(broker)?;
-    broker.groups.delete(name);
-    if request.flag("cleanOffset") || request.flag("removeOffset") {
-        broker.offsets.remove_group(name);
+    let offsets = request.flag("cleanOffset") || request.flag("removeOffset");
+    broker.groups.delete(name, offsets)?;
+    if broker.tables.is_none() {
+        broker.forget_group(name, offsets);
     }
-    broker.stats.forget_group(name);
     ok()
 }
 

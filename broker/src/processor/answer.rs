@@ -3,6 +3,9 @@
 use std::str::FromStr;
 
 use remoting::protocol::{HeaderError, RemotingCommand, response_code};
+use store::PutError;
+
+use crate::dledger::tables::InDoubt;
 
 /// A request that is answered with another code than 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +45,25 @@ impl From<Refused> for RemotingCommand {
 impl From<HeaderError> for Refused {
     fn from(error: HeaderError) -> Self {
         Self::system_error(error.to_string())
+    }
+}
+
+/// A change of topics or groups that the log of a group did not take; nothing is changed.
+impl From<PutError> for Refused {
+    fn from(error: PutError) -> Self {
+        let code = match &error {
+            PutError::NotLeader | PutError::NotWritable(_) => response_code::SERVICE_NOT_AVAILABLE,
+            PutError::Busy(_) => response_code::SYSTEM_BUSY,
+            _ => response_code::SYSTEM_ERROR,
+        };
+        Self::new(code, format!("nothing is changed: {error}"))
+    }
+}
+
+/// A change that may or may not be there; the code of a send in doubt (7.7).
+impl From<InDoubt> for Refused {
+    fn from(doubt: InDoubt) -> Self {
+        Self::system_error(doubt.to_string())
     }
 }
 

@@ -54,15 +54,22 @@ fn register_consumer(broker: &Arc<Broker>, data: &ConsumerData, info: ClientChan
         return;
     };
     // The topics of a slave are its master's, which gets this heartbeat too.
-    let copies = broker.role.role() == Role::Slave && broker.slave.master_answers();
+    let copies = match broker.role.role() {
+        Role::Master => false,
+        Role::Slave if broker.tables.is_none() => broker.slave.master_answers(),
+        Role::Slave | Role::Undecided => broker.tables.is_some(),
+    };
     if group.retry_queue_nums > 0 && !copies {
         let topic = format!("{RETRY_GROUP_TOPIC_PREFIX}{}", data.group_name);
-        broker.topics.create_for_group(
+        let made = broker.topics.create_for_group(
             &topic,
             group.retry_queue_nums,
             perm::READ | perm::WRITE,
             data.unit_mode,
         );
+        if let Err(error) = made {
+            tracing::warn!(topic, %error, "the retry topic is made with the next heartbeat");
+        }
     }
     let registration = broker.consumers.register(data, info);
     if registration.changed && group.notify_consumer_ids_changed_enable {

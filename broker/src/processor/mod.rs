@@ -28,6 +28,7 @@ use self::answer::{Answer, Refused as Refusal};
 use crate::ack::Pending;
 use crate::broker::Broker;
 use crate::config::BrokerConfig;
+use crate::dledger::tables::InDoubt;
 use crate::ha::peer;
 use crate::topic::{Table, Topic};
 
@@ -254,8 +255,9 @@ fn handler(request: i32) -> Option<Handler> {
     })
 }
 
-/// Requests whose answer says that a topic or a group is there: it is given when that is on disk and the name servers know
-/// of it, as upstream does. A consumer asks for the route of its retry topic right after its heartbeat.
+/// Requests whose answer says that a topic or a group is there, or gone: it is given when that is on disk, or a group that
+/// elects its master agreed on it, and the name servers know of it, as upstream does. A consumer asks for the route of its retry
+/// topic right after its heartbeat.
 fn must_settle(request: i32) -> bool {
     matches!(
         request,
@@ -264,6 +266,7 @@ fn must_settle(request: i32) -> bool {
             | code::UPDATE_AND_CREATE_TOPIC_LIST
             | code::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP
             | code::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST
+            | code::DELETE_SUBSCRIPTIONGROUP
     )
 }
 
@@ -278,6 +281,9 @@ fn dispatch(
             .unwrap_or_else(RemotingCommand::from)
             .reply_to(command)
     }
+    let tables = broker.tables.as_ref();
+    let tables = tables.filter(|_| must_settle(request.header.code));
+    let before = tables.map(|tables| tables.now());
     // An answer to a oneway request is dropped by whoever sends it (`RemotingCommand::reply_to`).
     let here = |answer: Answer, out: &mut BytesMut| {
         if request.header.is_oneway() {
@@ -286,13 +292,23 @@ fn dispatch(
         let reply = answer
             .unwrap_or_else(RemotingCommand::from)
             .reply_to(request);
-        if !must_settle(request.header.code) || broker.is_settled() {
+        let changes = tables
+            .zip(before)
+            .filter(|_| reply.code == response_code::SUCCESS);
+        let agreed = changes.is_none_or(|(tables, before)| tables.is_agreed(before));
+        if !must_settle(request.header.code) || (agreed && broker.is_settled()) {
             return reply.encode(out);
         }
+        let doubt = RemotingCommand::from(Refusal::from(InDoubt)).reply_to(request);
+        let changes = changes.map(|(tables, before)| (Arc::clone(tables), before));
         let (broker, connection) = (Arc::clone(broker), Arc::clone(connection));
         tokio::spawn(async move {
+            let agreed = match changes {
+                Some((tables, before)) => tables.agreed(before).await.is_ok(),
+                None => true,
+            };
             broker.settled().await;
-            connection.send(&reply);
+            connection.send(if agreed { &reply } else { &doubt });
         });
     };
     let busy = || {

@@ -57,7 +57,7 @@ pub(crate) fn consumer_send_msg_back(broker: &Arc<Broker>, request: &RemotingCom
         group.retry_queue_nums,
         perm::READ | perm::WRITE,
         unit,
-    );
+    )?;
     if !perm::is_writable(target.config.perm) {
         return Err(Refused::new(
             response_code::NO_PERMISSION,
@@ -95,9 +95,9 @@ pub(crate) fn consumer_send_msg_back(broker: &Arc<Broker>, request: &RemotingCom
             DLQ_QUEUES,
             perm::READ | perm::WRITE,
             unit,
-        );
+        )?;
     }
-    if !target.is_announced() {
+    if !target.is_announced() && broker.tables.is_none() {
         // It may be new: a message that was taken must not lie in a topic that a killed broker forgets.
         broker.saver.flush();
     }

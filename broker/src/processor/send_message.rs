@@ -647,13 +647,15 @@ impl Call<'_> {
             unit_mode: header.unit_mode,
         };
         let topics = &self.broker.topics;
-        if let Some(topic) = topics.create_in_send(request, self.connection.peer()) {
+        let made = topics.create_in_send(request, self.connection.peer());
+        if let Some(topic) = made.map_err(|e| self.put_refusal(&e))? {
             return Ok(Destination::Made(topic));
         }
         if let Some(group) = name.strip_prefix(RETRY_GROUP_TOPIC_PREFIX) {
             self.retry_group(group)?;
-            let topic =
-                topics.create_for_group(name, 1, perm::READ | perm::WRITE, header.unit_mode);
+            let topic = topics
+                .create_for_group(name, 1, perm::READ | perm::WRITE, header.unit_mode)
+                .map_err(|e| self.put_refusal(&e))?;
             return Ok(Destination::Made(topic));
         }
         Err(Refusal::new(
@@ -688,11 +690,11 @@ impl Call<'_> {
         }
         let name = format!("{DLQ_GROUP_TOPIC_PREFIX}{group}");
         let permission = perm::READ | perm::WRITE;
-        Ok(Some(
-            self.broker
-                .topics
-                .create_for_group(&name, DLQ_QUEUES, permission, false),
-        ))
+        let topics = &self.broker.topics;
+        topics
+            .create_for_group(&name, DLQ_QUEUES, permission, false)
+            .map(Some)
+            .map_err(|e| self.put_refusal(&e))
     }
 
     fn forbidden(&self) -> Refusal {

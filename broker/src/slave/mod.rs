@@ -1,7 +1,8 @@
 //! What a slave does beside copying the log: it copies its master's tables, and knows whether the master answers.
 //!
 //! Upstream `SlaveSynchronize`: topics (21), groups (201), consumer offsets (43), delay offsets (45) and request modes (402),
-//! asked for again and again, and topics at once when a record of an unknown topic comes with the log. All of it on a thread
+//! asked for again and again, and topics at once when a record of an unknown topic comes with the log. In a group that elects its
+//! master topics and groups are entries of the log ([`crate::dledger::tables`]), and only the rest is asked for. All of it on a thread
 //! of its own, never on that of the replication. All requests go to the master's main port: one connection, which is also how a
 //! slave notices within moments that its master is gone.
 
@@ -284,7 +285,7 @@ impl Synchroniser {
 
     async fn round(&mut self, master: &str, tables: bool) -> Result<(), String> {
         self.may_copy(master).await?;
-        if tables {
+        if tables && self.broker.tables.is_none() {
             self.absent.clear();
             self.topics(master).await?;
             self.groups(master).await?;

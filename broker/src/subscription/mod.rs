@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use remoting::protocol::body::{DataVersion, SubscriptionGroupConfig, SubscriptionGroupWrapper};
-use store::Clock;
+use store::{Clock, PutError};
 
 use crate::config_file::{self, Saver};
+use crate::dledger::tables::{Changes, DeletedGroup, Group, GroupTables, Tables as Agreed};
 
 /// Groups every broker knows from the start (5.10 of the reference; upstream `SubscriptionGroupManager.init`).
 const SYSTEM_GROUPS: [&str; 8] = [
@@ -33,6 +34,8 @@ pub struct SubscriptionGroupManager {
     saver: Arc<Saver>,
     clock: Arc<dyn Clock>,
     inner: RwLock<Tables>,
+    /// In a group of brokers that elects its master: changes go through its log, and it is who saves the tables.
+    group: Option<Arc<GroupTables>>,
 }
 
 #[derive(Debug, Default)]
@@ -48,20 +51,20 @@ impl SubscriptionGroupManager {
         path: PathBuf,
         saver: Arc<Saver>,
         clock: Arc<dyn Clock>,
+        group: Option<Arc<GroupTables>>,
     ) -> Result<Self, config_file::Error> {
-        let mut tables =
-            Tables::from(config_file::read::<SubscriptionGroupWrapper>(&path)?.unwrap_or_default());
-        for name in SYSTEM_GROUPS {
-            tables
-                .groups
-                .entry(name.to_owned())
-                .or_insert_with(|| Arc::new(SubscriptionGroupConfig::new(name)));
-        }
+        let stored: Option<SubscriptionGroupWrapper> = match &group {
+            Some(group) if group.starts_empty() => None,
+            _ => config_file::read(&path)?,
+        };
+        let mut tables = Tables::from(stored.unwrap_or_default());
+        tables.complete();
         Ok(Self {
             path,
             saver,
             clock,
             inner: RwLock::new(tables),
+            group,
         })
     }
 
@@ -70,7 +73,8 @@ impl SubscriptionGroupManager {
     }
 
     /// The group's settings; an unknown group is created when `auto_create` is set or the name belongs to the system
-    /// (upstream `findSubscriptionGroupConfig`).
+    /// (upstream `findSubscriptionGroupConfig`). Where a log of the brokers does not take it now, on a follower above all, the
+    /// answer is what it would be created as: the leader is asked too.
     pub fn find_or_create(
         &self,
         group: &str,
@@ -86,16 +90,25 @@ impl SubscriptionGroupManager {
         if let Some(config) = inner.groups.get(group) {
             return Some(Arc::clone(config));
         }
-        tracing::info!(group, "auto-created the consumer group");
         let config = Arc::new(SubscriptionGroupConfig::new(group));
+        if let Err(error) = self.propose(|| Changes::of_groups([inner.row(&config)])) {
+            tracing::debug!(group, %error, "the consumer group is not created here");
+            return Some(config);
+        }
+        tracing::info!(group, "auto-created the consumer group");
         inner.groups.insert(group.to_owned(), Arc::clone(&config));
         self.changed(&mut inner);
         Some(config)
     }
 
     /// Creates or replaces groups in one step (200, 225).
-    pub fn update(&self, configs: impl IntoIterator<Item = SubscriptionGroupConfig>) {
+    pub fn update(
+        &self,
+        configs: impl IntoIterator<Item = SubscriptionGroupConfig>,
+    ) -> Result<(), PutError> {
+        let configs: Vec<SubscriptionGroupConfig> = configs.into_iter().collect();
         let mut inner = self.inner.write();
+        self.propose(|| Changes::of_groups(configs.iter().map(|config| inner.row(config))))?;
         for config in configs {
             tracing::info!(
                 group = config.group_name,
@@ -107,6 +120,60 @@ impl SubscriptionGroupManager {
                 .insert(config.group_name.clone(), Arc::new(config));
         }
         self.changed(&mut inner);
+        Ok(())
+    }
+
+    /// A change goes into the brokers' log before it is shown, where there is one; under the lock of the tables.
+    fn propose(&self, changes: impl FnOnce() -> Changes) -> Result<(), PutError> {
+        let group = self.group.as_ref();
+        group.map_or(Ok(()), |group| group.propose(changes()))
+    }
+
+    /// What the brokers agreed on while others led, in place of what is shown of the same groups.
+    pub(crate) fn agree(&self, changes: &[Changes]) {
+        if !changes.iter().any(Changes::touches_groups) {
+            return;
+        }
+        let mut inner = self.inner.write();
+        for changes in changes {
+            changes.groups.iter().for_each(|group| inner.put(group));
+            for group in &changes.deleted_groups {
+                inner.remove(&group.name);
+            }
+        }
+        self.changed(&mut inner);
+    }
+
+    /// What this broker's part of the log says, in place of what is shown.
+    pub(crate) fn restore(&self, group: &GroupTables) {
+        let mut inner = self.inner.write();
+        let mut tables = Tables {
+            data_version: inner.data_version,
+            ..Tables::default()
+        };
+        group.shown().groups().for_each(|group| tables.put(group));
+        tables.complete();
+        *inner = tables;
+        self.changed(&mut inner);
+    }
+
+    /// All but the system groups as each broker makes them for itself.
+    pub(crate) fn rows(&self) -> Vec<Group> {
+        let inner = self.inner.read();
+        let rows = inner.groups.values().map(|config| inner.row(config));
+        rows.filter(|row| !is_as_made(row)).collect()
+    }
+
+    /// What the brokers' tables write into which file.
+    pub(crate) fn file_of(&self, agreed: &Agreed) -> (PathBuf, String) {
+        let mut tables = Tables {
+            data_version: self.inner.read().data_version,
+            ..Tables::default()
+        };
+        agreed.groups().for_each(|group| tables.put(group));
+        tables.complete();
+        let text = serde_json::to_string_pretty(&tables.wrapper()).unwrap_or_default();
+        (self.path.clone(), text)
     }
 
     /// Puts what a master sent (201) in place of the current tables, but for system groups that only this broker knows; false
@@ -143,16 +210,22 @@ impl SubscriptionGroupManager {
         self.changed(&mut inner);
     }
 
-    /// Removes a group's settings; false when it was not there.
-    pub fn delete(&self, group: &str) -> bool {
+    /// Removes a group's settings; false when it was not there. `offsets`: whoever agrees on it forgets its offsets, too.
+    pub fn delete(&self, group: &str, offsets: bool) -> Result<bool, PutError> {
         let mut inner = self.inner.write();
-        let removed = inner.groups.remove(group).is_some();
-        inner.forbidden.remove(group);
+        self.propose(|| Changes {
+            deleted_groups: vec![DeletedGroup {
+                name: group.to_owned(),
+                offsets,
+            }],
+            ..Changes::default()
+        })?;
+        let removed = inner.remove(group);
         if removed {
             tracing::info!(group, "deleted the consumer group");
             self.changed(&mut inner);
         }
-        removed
+        Ok(removed)
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -186,6 +259,9 @@ impl SubscriptionGroupManager {
     }
 
     fn save(&self, inner: &Tables) {
+        if self.group.is_some() {
+            return;
+        }
         match serde_json::to_string_pretty(&inner.wrapper()) {
             Ok(text) => self.saver.save(self.path.clone(), text),
             Err(error) => tracing::error!(%error, "cannot encode the consumer groups"),
@@ -194,6 +270,37 @@ impl SubscriptionGroupManager {
 }
 
 impl Tables {
+    /// Adds the system groups that are missing.
+    fn complete(&mut self) {
+        for name in SYSTEM_GROUPS {
+            self.groups
+                .entry(name.to_owned())
+                .or_insert_with(|| Arc::new(SubscriptionGroupConfig::new(name)));
+        }
+    }
+
+    fn row(&self, config: &SubscriptionGroupConfig) -> Group {
+        let forbidden = self.forbidden.get(&config.group_name);
+        Group {
+            config: config.clone(),
+            forbidden: forbidden.cloned().unwrap_or_default(),
+        }
+    }
+
+    fn put(&mut self, group: &Group) {
+        let (name, config) = (&group.config.group_name, Arc::new(group.config.clone()));
+        self.groups.insert(name.clone(), config);
+        self.forbidden.remove(name);
+        if !group.forbidden.is_empty() {
+            self.forbidden.insert(name.clone(), group.forbidden.clone());
+        }
+    }
+
+    fn remove(&mut self, name: &str) -> bool {
+        self.forbidden.remove(name);
+        self.groups.remove(name).is_some()
+    }
+
     fn wrapper(&self) -> SubscriptionGroupWrapper {
         SubscriptionGroupWrapper {
             data_version: self.data_version,
@@ -223,6 +330,14 @@ impl From<SubscriptionGroupWrapper> for Tables {
                 .collect(),
         }
     }
+}
+
+/// A system group as every broker has it from the start.
+fn is_as_made(row: &Group) -> bool {
+    let name = row.config.group_name.as_str();
+    SYSTEM_GROUPS.contains(&name)
+        && row.forbidden.is_empty()
+        && row.config == SubscriptionGroupConfig::new(name)
 }
 
 pub fn is_system_group(group: &str) -> bool {
@@ -259,6 +374,7 @@ mod tests {
             folder.join("subscriptionGroup.json"),
             Arc::new(Saver::start().unwrap()),
             Arc::new(store::SystemClock),
+            None,
         )
         .unwrap()
     }
@@ -271,7 +387,7 @@ mod tests {
         assert!(first.find_or_create("CID_RMQ_SYS_x", false).is_some());
         assert!(first.find_or_create("bad group", true).is_none());
         assert_eq!(first.find_or_create("G", true).unwrap().retry_max_times, 16);
-        assert!(first.delete("CID_RMQ_SYS_x"));
+        assert_eq!(first.delete("CID_RMQ_SYS_x", false), Ok(true));
         assert!(first.saver.flush());
         let second = manager(folder.path());
         assert!(second.find("G").is_some());

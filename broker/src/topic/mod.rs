@@ -12,10 +12,11 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use remoting::protocol::body::{DataVersion, TopicConfig, TopicConfigSerializeWrapper};
-use store::{Clock, ConsumeQueue, Store};
+use store::{Clock, ConsumeQueue, PutError, Store};
 
 use crate::config::{BrokerConfig, MAX_QUEUES_PER_TOPIC};
 use crate::config_file::{self, Saver};
+use crate::dledger::tables::{Changes, GroupTables, Tables};
 use crate::registration::Registrar;
 use crate::stats::{BrokerStatsManager, GroupStats, TopicStats};
 
@@ -243,6 +244,8 @@ pub struct TopicConfigManager {
     saver: Arc<Saver>,
     clock: Arc<dyn Clock>,
     registrar: Registrar,
+    /// In a group that elects its master: changes go through its log, and it is who saves the table.
+    group: Option<Arc<GroupTables>>,
 }
 
 impl TopicConfigManager {
@@ -253,8 +256,12 @@ impl TopicConfigManager {
         saver: Arc<Saver>,
         clock: Arc<dyn Clock>,
         registrar: Registrar,
+        group: Option<Arc<GroupTables>>,
     ) -> Result<Self, config_file::Error> {
-        let stored: Option<TopicConfigSerializeWrapper> = config_file::read(&path)?;
+        let stored: Option<TopicConfigSerializeWrapper> = match &group {
+            Some(group) if group.starts_empty() => None,
+            _ => config_file::read(&path)?,
+        };
         let stored = stored.unwrap_or_default();
         let mut topics: HashMap<Box<str>, Arc<Topic>> = HashMap::new();
         for (name, mut topic) in stored.topic_config_table {
@@ -286,6 +293,7 @@ impl TopicConfigManager {
             saver,
             clock,
             registrar,
+            group,
         })
     }
 
@@ -317,13 +325,14 @@ impl TopicConfigManager {
     }
 
     /// Creates or replaces topics, persists and registers them.
-    pub fn update(&self, configs: impl IntoIterator<Item = TopicConfig>) {
+    pub fn update(&self, configs: impl IntoIterator<Item = TopicConfig>) -> Result<(), PutError> {
         let configs: Vec<TopicConfig> = configs.into_iter().collect();
         if configs.is_empty() {
-            return;
+            return Ok(());
         }
         let names: Vec<String> = configs.iter().map(|c| c.topic_name.clone()).collect();
         let _writing = self.writing.lock();
+        self.propose(|| Changes::of_topics(configs.iter().cloned()))?;
         let before = self.table.load_full();
         let mut topics = before.topics.clone();
         for config in configs {
@@ -333,6 +342,13 @@ impl TopicConfigManager {
         }
         self.publish(&before, topics);
         self.registrar.topics_changed(names);
+        Ok(())
+    }
+
+    /// A change of the table goes into the group's log before it is shown, where there is one; under the lock of the writers.
+    fn propose(&self, changes: impl FnOnce() -> Changes) -> Result<(), PutError> {
+        let group = self.group.as_ref();
+        group.map_or(Ok(()), |group| group.propose(changes()))
     }
 
     /// Creates the topic of a send after the template that the producer named (5.2); `None` when it may not.
@@ -340,16 +356,18 @@ impl TopicConfigManager {
         &self,
         request: CreateInSend<'_>,
         remote: SocketAddr,
-    ) -> Option<Arc<Topic>> {
+    ) -> Result<Option<Arc<Topic>>, PutError> {
         let _writing = self.writing.lock();
         let before = self.table.load_full();
         if let Some(topic) = before.get(request.topic) {
-            return Some(Arc::clone(topic));
+            return Ok(Some(Arc::clone(topic)));
         }
-        let template = &before.get(request.default_topic)?.config;
+        let Some(template) = before.get(request.default_topic).map(|t| &t.config) else {
+            return Ok(None);
+        };
         if template.perm & perm::INHERIT == 0 {
             tracing::warn!(topic = request.topic, template = request.default_topic, %remote, "the template topic has no inherit permission");
-            return None;
+            return Ok(None);
         }
         let queues = request
             .default_queue_nums
@@ -365,20 +383,26 @@ impl TopicConfigManager {
             ..TopicConfig::default()
         };
         tracing::info!(topic = request.topic, queues, %remote, "created by a send");
-        let topic = self.insert(&before, config);
+        let topic = self.insert(&before, config)?;
         self.registrar.created_by_send(topic.config.clone());
-        Some(topic)
+        Ok(Some(topic))
     }
 
     /// The retry or dead-letter topic of a group, created when it is missing; upstream `createTopicInSendMessageBackMethod`.
-    pub fn create_for_group(&self, topic: &str, queues: i32, perm: i32, unit: bool) -> Arc<Topic> {
+    pub fn create_for_group(
+        &self,
+        topic: &str,
+        queues: i32,
+        perm: i32,
+        unit: bool,
+    ) -> Result<Arc<Topic>, PutError> {
         if let Some(topic) = self.get(topic) {
-            return topic;
+            return Ok(topic);
         }
         let _writing = self.writing.lock();
         let before = self.table.load_full();
         if let Some(topic) = before.get(topic) {
-            return Arc::clone(topic);
+            return Ok(Arc::clone(topic));
         }
         let config = TopicConfig {
             topic_name: topic.to_owned(),
@@ -408,19 +432,12 @@ impl TopicConfigManager {
                 continue;
             }
             config.topic_name.clone_from(&name);
-            let topic = match before.get(&name) {
-                Some(topic) if topic.config == config => Arc::clone(topic),
-                existing => Arc::new(Topic::new(config, existing.map(|t| &**t))),
-            };
-            topic.set_announced();
+            let topic = kept_or_new(before.get(&name), &config);
             topics.insert(name.into(), topic);
         }
-        for name in &self.system {
-            if let Some(topic) = before.get(name)
-                && !topics.contains_key(name.as_str())
-            {
-                topics.insert(name.as_str().into(), Arc::clone(topic));
-            }
+        for topic in self.own(&before) {
+            let name = topic.name().into();
+            topics.entry(name).or_insert_with(|| Arc::clone(topic));
         }
         let table = Table { topics, version };
         self.save(&table);
@@ -460,18 +477,91 @@ impl TopicConfigManager {
         self.table.store(Arc::new(table));
     }
 
-    /// Removes a topic from the table; its queues are the store's affair.
-    pub fn delete(&self, topic: &str) -> bool {
+    /// What the group agreed on while others led, in place of what is shown of the same topics.
+    pub(crate) fn agree(&self, changes: &[Changes]) {
+        if !changes.iter().any(Changes::touches_topics) {
+            return;
+        }
         let _writing = self.writing.lock();
         let before = self.table.load_full();
+        let mut topics = before.topics.clone();
+        for changes in changes {
+            for config in &changes.topics {
+                let topic = kept_or_new(topics.get(config.topic_name.as_str()), config);
+                topics.insert(config.topic_name.as_str().into(), topic);
+            }
+            for name in &changes.deleted_topics {
+                topics.remove(name.as_str());
+            }
+        }
+        self.publish(&before, topics);
+    }
+
+    /// What this member's part of the group's log says, in place of what is shown; system topics of which it says nothing
+    /// stay as this broker made them.
+    pub(crate) fn restore(&self, group: &GroupTables) {
+        let _writing = self.writing.lock();
+        let before = self.table.load_full();
+        let mut topics = HashMap::new();
+        for config in group.shown().topics() {
+            let topic = kept_or_new(before.get(&config.topic_name), config);
+            topics.insert(config.topic_name.as_str().into(), topic);
+        }
+        for topic in self.own(&before) {
+            let name = topic.name().into();
+            topics.entry(name).or_insert_with(|| Arc::clone(topic));
+        }
+        self.publish(&before, topics);
+        self.registrar.register_all();
+    }
+
+    /// The system topics, as the table has them.
+    fn own<'a>(&'a self, table: &'a Table) -> impl Iterator<Item = &'a Arc<Topic>> {
+        self.system.iter().filter_map(|name| table.get(name))
+    }
+
+    /// All but the system topics, which each broker makes for itself.
+    pub(crate) fn rows(&self) -> Vec<TopicConfig> {
+        let table = self.table.load();
+        let rows = table
+            .iter()
+            .filter(|t| !self.system.iter().any(|s| s == t.name()));
+        rows.map(|t| t.config.clone()).collect()
+    }
+
+    /// What the group's tables write into which file.
+    pub(crate) fn file_of(&self, agreed: &Tables) -> (PathBuf, String) {
+        let table = self.table.load();
+        let own = self.own(&table).map(|t| &t.config);
+        let wrapper = TopicConfigSerializeWrapper {
+            data_version: table.version,
+            topic_config_table: own
+                .chain(agreed.topics())
+                .map(|config| (config.topic_name.clone(), config.clone()))
+                .collect(),
+            ..TopicConfigSerializeWrapper::default()
+        };
+        let text = serde_json::to_string_pretty(&wrapper).unwrap_or_default();
+        (self.path.clone(), text)
+    }
+
+    /// Removes a topic from the table; false when it was not there. Its queues are the store's affair.
+    pub fn delete(&self, topic: &str) -> Result<bool, PutError> {
+        let _writing = self.writing.lock();
+        // Where a group agrees on it, whatever is left of a topic goes on every member.
+        self.propose(|| Changes {
+            deleted_topics: vec![topic.to_owned()],
+            ..Changes::default()
+        })?;
+        let before = self.table.load_full();
         if before.get(topic).is_none() {
-            return false;
+            return Ok(false);
         }
         let mut topics = before.topics.clone();
         topics.remove(topic);
         self.publish(&before, topics);
         self.registrar.register_all();
-        true
+        Ok(true)
     }
 
     /// Sets the order flag of exactly the topics that the name servers' KV configuration names.
@@ -487,15 +577,21 @@ impl TopicConfigManager {
                     order,
                     ..topic.config.clone()
                 };
-                changed.push(config.topic_name.clone());
+                changed.push(config.clone());
                 topics.insert(
                     topic.name().into(),
                     Arc::new(Topic::new(config, Some(topic))),
                 );
             }
         }
-        if !changed.is_empty() {
-            tracing::info!(?changed, "order flags follow the name servers");
+        if changed.is_empty() {
+            return;
+        }
+        let names: Vec<&str> = changed.iter().map(|c| c.topic_name.as_str()).collect();
+        // Refused, they are set with the next registration.
+        let proposed = self.propose(|| Changes::of_topics(changed.iter().cloned()));
+        tracing::info!(?names, ?proposed, "order flags follow the name servers");
+        if proposed.is_ok() {
             self.publish(&before, topics);
         }
     }
@@ -514,14 +610,15 @@ impl TopicConfigManager {
         self.save(&self.table.load());
     }
 
-    fn insert(&self, before: &Arc<Table>, config: TopicConfig) -> Arc<Topic> {
+    fn insert(&self, before: &Arc<Table>, config: TopicConfig) -> Result<Arc<Topic>, PutError> {
+        self.propose(|| Changes::of_topics([config.clone()]))?;
         let name = config.topic_name.clone();
         let topic = Arc::new(Topic::new(config, None));
         let mut topics = before.topics.clone();
         topics.insert(name.as_str().into(), Arc::clone(&topic));
         self.publish(before, topics);
         self.registrar.topics_changed(vec![name]);
-        topic
+        Ok(topic)
     }
 
     fn publish(&self, before: &Table, topics: HashMap<Box<str>, Arc<Topic>>) {
@@ -533,9 +630,22 @@ impl TopicConfigManager {
     }
 
     fn save(&self, table: &Table) {
+        if self.group.is_some() {
+            return;
+        }
         let text = serde_json::to_string_pretty(&table.wrapper()).unwrap_or_default();
         self.saver.save(self.path.clone(), text);
     }
+}
+
+/// A topic that the name servers are told of by whoever leads.
+fn kept_or_new(before: Option<&Arc<Topic>>, config: &TopicConfig) -> Arc<Topic> {
+    let topic = match before {
+        Some(topic) if topic.config == *config => Arc::clone(topic),
+        existing => Arc::new(Topic::new(config.clone(), existing.map(|t| &**t))),
+    };
+    topic.set_announced();
+    topic
 }
 
 fn system_topics(config: &BrokerConfig) -> Vec<TopicConfig> {
@@ -684,6 +794,7 @@ mod tests {
                 Arc::clone(&self.saver),
                 clock,
                 self.registrar.clone(),
+                None,
             )
             .unwrap()
         }
@@ -738,6 +849,7 @@ mod tests {
         let before = *topics.table().version();
         let made = topics
             .create_in_send(request("T", "TBW102", 4), REMOTE)
+            .unwrap()
             .unwrap();
         assert_eq!(
             (
@@ -750,6 +862,7 @@ mod tests {
         assert_eq!(topics.table().version().counter, before.counter + 1);
         let many = topics
             .create_in_send(request("Many", "TBW102", 100), REMOTE)
+            .unwrap()
             .unwrap();
         assert_eq!(
             many.config.write_queue_nums, 8,
@@ -758,12 +871,14 @@ mod tests {
         assert!(
             topics
                 .create_in_send(request("U", "T", 4), REMOTE)
+                .unwrap()
                 .is_none(),
             "T may not be inherited from"
         );
         assert!(
             topics
                 .create_in_send(request("U", "nowhere", 4), REMOTE)
+                .unwrap()
                 .is_none()
         );
 
@@ -778,6 +893,7 @@ mod tests {
             closed
                 .load()
                 .create_in_send(request("T", "TBW102", 4), REMOTE)
+                .unwrap()
                 .is_none()
         );
     }
@@ -786,13 +902,14 @@ mod tests {
     fn topics_and_their_version_survive_a_restart() {
         let fixture = Fixture::new();
         let topics = fixture.load();
-        topics.update([TopicConfig {
+        let ordered = TopicConfig {
             order: true,
             ..TopicConfig::new("T", 3, 6)
-        }]);
-        topics.create_for_group("%RETRY%g", 1, 6, false);
-        assert!(topics.delete("%RETRY%g"));
-        assert!(!topics.delete("%RETRY%g"));
+        };
+        topics.update([ordered]).unwrap();
+        topics.create_for_group("%RETRY%g", 1, 6, false).unwrap();
+        assert_eq!(topics.delete("%RETRY%g"), Ok(true));
+        assert_eq!(topics.delete("%RETRY%g"), Ok(false));
         assert!(fixture.saver.flush());
         let counter = topics.table().version().counter;
         let again = fixture.load();
@@ -807,13 +924,13 @@ mod tests {
     #[test]
     fn order_flags_follow_the_name_servers() {
         let topics = Fixture::new().load();
-        topics.update([
-            TopicConfig::new("T", 3, 6),
-            TopicConfig {
-                order: true,
-                ..TopicConfig::new("U", 3, 6)
-            },
-        ]);
+        let ordered = TopicConfig {
+            order: true,
+            ..TopicConfig::new("U", 3, 6)
+        };
+        topics
+            .update([TopicConfig::new("T", 3, 6), ordered])
+            .unwrap();
         topics.update_order_topics(&BTreeMap::from([("T".to_owned(), "b:3".to_owned())]));
         assert!(topics.get("T").unwrap().config.order);
         assert!(!topics.get("U").unwrap().config.order);

@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod consumers;
 mod disks;
 mod files;
 mod group;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 
+use crate::tables::OnDisk;
 use broker::dledger::entry::{Base, Descriptor, EntryLog, HardState, Kind, StateFile};
 
 /// Of the simulated log: small, so that frames roll over and compaction has something to drop.
@@ -25,6 +26,8 @@ pub(crate) struct Disk {
     pub(crate) written: u64,
     pub(crate) flushed: u64,
     pub(crate) state: Option<Vec<u8>>,
+    /// The tables, as they were saved last.
+    pub(crate) tables: Option<OnDisk>,
     /// Under SYNC_FLUSH only what is flushed counts.
     pub(crate) sync: bool,
     /// Nothing is taken and nothing written: the disk is full.

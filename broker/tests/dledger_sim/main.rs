@@ -7,6 +7,7 @@ mod cases;
 mod disk;
 mod fitness;
 mod measure;
+mod tables;
 mod votes;
 mod world;
 

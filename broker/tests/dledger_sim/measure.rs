@@ -127,6 +127,7 @@ fn what_the_core_costs_an_entry() {
                     conf: conf.clone(),
                     preferred: None,
                     unclean: false,
+                    tables: 0,
                     now_ms: 1,
                     seed: 7,
                 };
@@ -177,7 +178,7 @@ fn what_the_core_costs_an_entry() {
         while begin.elapsed().as_secs_f64() < SECONDS {
             let own = cpu();
             for _ in 0..batch {
-                gates[leader].stamp(position, FRAME).unwrap();
+                gates[leader].stamp(Kind::Records, position, FRAME).unwrap();
                 position += u64::from(FRAME);
             }
             members[leader].pump().unwrap();

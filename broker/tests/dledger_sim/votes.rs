@@ -24,6 +24,7 @@ fn member(id: u64, of: u64, life: u64) -> One {
         conf: Conf::of_voters((1..=of).map(|id| (id, format!("n{id}:1")))),
         preferred: None,
         unclean: false,
+        tables: 0,
         now_ms: life,
         seed: 11,
     };

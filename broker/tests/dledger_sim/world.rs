@@ -14,6 +14,7 @@ use broker::dledger::gate::Gate;
 use broker::dledger::message::PeerMessage;
 
 use crate::disk::{self, Disk, SEGMENT, SimFile, SimLog};
+use crate::tables::{Agreed, Known};
 
 /// Bytes that may wait to be committed in the simulation.
 const MAX_UNCOMMITTED: u64 = 64 * 1024;
@@ -45,7 +46,7 @@ impl Random {
         self.below(1000) < n
     }
 
-    fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
         (!from.is_empty()).then(|| from[self.below(from.len() as u64) as usize])
     }
 }
@@ -63,6 +64,8 @@ pub(crate) struct Plan {
     /// A fault every so many milliseconds, on average; 0 for none.
     pub(crate) fault_every: u64,
     pub(crate) send_every: u64,
+    /// A change of topics or groups every so many milliseconds, on average; 0 for none.
+    pub(crate) change_every: u64,
     pub(crate) membership: bool,
     pub(crate) compaction: bool,
     pub(crate) preferred: Option<u64>,
@@ -80,6 +83,7 @@ impl Plan {
             max_delay: 2,
             fault_every: 0,
             send_every: 20,
+            change_every: 0,
             membership: false,
             compaction: false,
             preferred: None,
@@ -106,6 +110,7 @@ impl Plan {
             max_delay: [2, 10, 60, 200][r.below(4) as usize],
             fault_every: [150, 400, 1000][r.below(3) as usize],
             send_every: [10, 25, 60][r.below(3) as usize],
+            change_every: [0, 40, 150][(seed % 3) as usize],
             membership: r.permille(400),
             compaction: r.permille(500),
             preferred: r.permille(300).then(|| 1 + r.below(voters)),
@@ -137,10 +142,14 @@ pub(crate) struct Told {
     pub(crate) snapshots: u64,
     pub(crate) cuts: u64,
     pub(crate) recovered: u64,
+    /// Changes of topics and groups: acknowledged, taken back with a lost term, rows appended anew.
+    pub(crate) tables: u64,
+    pub(crate) taken_back: u64,
+    pub(crate) renewed: u64,
 }
 
 impl Told {
-    fn fields(&mut self) -> [&mut u64; 20] {
+    fn fields(&mut self) -> [&mut u64; 23] {
         [
             &mut self.events,
             &mut self.acknowledged,
@@ -162,6 +171,9 @@ impl Told {
             &mut self.snapshots,
             &mut self.cuts,
             &mut self.recovered,
+            &mut self.tables,
+            &mut self.taken_back,
+            &mut self.renewed,
         ]
     }
 
@@ -203,6 +215,7 @@ pub(crate) struct Node {
     pub(crate) told: Watermark,
     pub(crate) role: Option<RoleNow>,
     pub(crate) conf: Conf,
+    pub(crate) known: Known,
     writing: bool,
 }
 
@@ -217,6 +230,7 @@ enum Event {
     Read,
     Fault,
     Membership,
+    Tables,
     Compact,
     Restart(u64),
     Heal,
@@ -246,6 +260,7 @@ pub(crate) struct World {
     pub(crate) leaders: BTreeMap<u64, u64>,
     /// Records that are committed, by the tries of the senders.
     taken: BTreeSet<u64>,
+    pub(crate) agreed: Agreed,
     next_id: u64,
     loud: bool,
     healed: bool,
@@ -271,6 +286,7 @@ impl World {
             matching: BTreeMap::new(),
             leaders: BTreeMap::new(),
             taken: BTreeSet::new(),
+            agreed: Agreed::default(),
             next_id: 0,
             loud,
             healed: false,
@@ -286,6 +302,9 @@ impl World {
         world.at(1, Event::Read);
         if world.plan.fault_every > 0 {
             world.at(1000, Event::Fault);
+        }
+        if world.plan.change_every > 0 {
+            world.at(1, Event::Tables);
         }
         if world.plan.membership {
             world.at(1500, Event::Membership);
@@ -338,6 +357,7 @@ impl World {
             told: Watermark::default(),
             role: None,
             conf: Conf::default(),
+            known: Known::default(),
             writing: false,
         });
         assert!(node.member.is_none());
@@ -349,6 +369,8 @@ impl World {
         node.waiting.clear();
         node.role = None;
         node.writing = false;
+        let tables = self.load_tables(id);
+        let node = self.nodes.get_mut(&id).expect("just made");
         let saved = node.disk.borrow().state.clone();
         let saved = saved.map(|bytes| HardState::decode(&bytes).expect("a whole state file"));
         let settings = Settings {
@@ -356,6 +378,7 @@ impl World {
             conf: configured,
             preferred: self.plan.preferred,
             unclean: std::mem::take(&mut node.unclean),
+            tables,
             now_ms,
             seed: self.plan.seed ^ node.life << 32,
         };
@@ -477,7 +500,7 @@ impl World {
             .map(|(&id, _)| id)
     }
 
-    fn node(&mut self, id: u64) -> &mut Node {
+    pub(crate) fn node(&mut self, id: u64) -> &mut Node {
         self.nodes.get_mut(&id).expect("a known member")
     }
 
@@ -555,11 +578,11 @@ impl World {
         self.resting = true;
         assert!(self.until(HEALED_WITHIN, Self::is_whole));
         let all: Vec<u64> = self.nodes.keys().copied().collect();
-        for id in all {
-            if self.belongs(id) {
-                self.check_acknowledged(id, u64::MAX);
-            }
+        let all: Vec<u64> = all.into_iter().filter(|&id| self.belongs(id)).collect();
+        for &id in &all {
+            self.check_acknowledged(id, u64::MAX);
         }
+        self.check_all_tables(&all);
         self.count.leaders = self.leaders.len() as u64;
         self.count.acknowledged = self.acknowledged.len() as u64;
     }
@@ -601,6 +624,7 @@ impl World {
         let last = status.last;
         status.persisted == last
             && status.committed == last
+            && !self.nodes[&leader].gate.is_waiting()
             && status
                 .conf
                 .voters
@@ -712,6 +736,13 @@ impl World {
                     self.change_membership();
                 }
             }
+            Event::Tables => {
+                let wait = 1 + self.random.below(2 * self.plan.change_every);
+                self.at(wait, Event::Tables);
+                if !self.resting {
+                    self.change_tables();
+                }
+            }
             Event::Compact => {
                 self.at(400, Event::Compact);
                 let up: Vec<u64> = self.up();
@@ -738,13 +769,15 @@ impl World {
     }
 
     pub(crate) fn compact(&mut self, id: u64) {
+        self.save_tables(id);
+        let kept_from = self.kept_from(id);
         let member = self.member(id);
-        let limit = member.compactable();
+        let limit = member.compactable().min(kept_from);
         member.log_mut().0.borrow_mut().compact(limit);
         self.on(id, SimMember::compacted);
     }
 
-    fn up(&self) -> Vec<u64> {
+    pub(crate) fn up(&self) -> Vec<u64> {
         let up = |n: &Node| n.member.is_some() && n.paused_until <= self.now;
         self.nodes
             .iter()
@@ -798,6 +831,8 @@ impl World {
             role,
             cut,
             conf,
+            tables,
+            anew,
         } = member.take_output();
         assert!(
             member.unstable() <= 1,
@@ -831,6 +866,7 @@ impl World {
         if let Some(conf) = conf {
             node.conf = conf;
         }
+        let mut begins_to_lead = false;
         if let Some(now) = role {
             let before = node.role.replace(now);
             if !matches!(now.role, Role::Leading) {
@@ -843,6 +879,7 @@ impl World {
             }
             self.say(|_| format!("n{id} {now:?}"));
             if now.role == Role::Leading && before.is_none_or(|b| b.role != Role::Leading) {
+                begins_to_lead = true;
                 self.check_acknowledged(id, now.term);
                 // Whoever led before may not know it yet.
                 for other in self.up().into_iter().filter(|&other| other != id) {
@@ -853,13 +890,21 @@ impl World {
         if let Some(commit) = commit {
             self.committed_on(id, commit);
         }
+        self.settle_tables(id, cut, role, anew, &tables);
+        if begins_to_lead {
+            self.check_leads_tables(id);
+        }
         for m in messages {
             self.post(m);
         }
         self.schedule_write(id);
     }
 
-    fn schedule_write(&mut self, id: u64) {
+    pub(crate) fn pump_in(&mut self, id: u64, life: u64, wait: u64) {
+        self.at(wait, Event::Pump(id, life));
+    }
+
+    pub(crate) fn schedule_write(&mut self, id: u64) {
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
@@ -1107,7 +1152,7 @@ impl World {
             return false;
         }
         let position = disk.place(len.into());
-        let Ok(stamp) = node.gate.stamp(position, len) else {
+        let Ok(stamp) = node.gate.stamp(Kind::Records, position, len) else {
             return false;
         };
         assert!(node.member.is_some());

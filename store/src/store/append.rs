@@ -162,7 +162,7 @@ impl Store {
         // A blank at most as long as the largest record may come in between (several segments cannot: see `open`).
         self.room(state.tail.position, total + largest + END_FILE_MIN_BLANK)?;
         if let (Some(frames), Some(term)) = (&self.frames, state.gate) {
-            self.stamp_frame(frames, state, term, total)?;
+            self.stamp_frame(frames, state, term, Frame::RECORDS, total)?;
         }
         // Not behind an earlier record, as searches by time rely on it; but a clock that was far ahead is let go,
         // or delayed messages would wait for the time it showed.

@@ -158,6 +158,7 @@ impl Store {
         table: &FrameTable,
         state: &AppendState,
         term: u64,
+        kind: u32,
         total: u64,
     ) -> Result<(), PutError> {
         let Some(stamp) = self.frame_stamp.get() else {
@@ -171,6 +172,7 @@ impl Store {
         let fits = total + END_FILE_MIN_BLANK <= state.segment_end - end;
         stamp.stamp(
             entry,
+            kind,
             if fits { end } else { state.segment_end },
             total as u32,
         )
@@ -229,6 +231,22 @@ impl Store {
             && self
                 .log_room(self.appended(), 2 * bytes + END_FILE_MIN_BLANK)
                 .is_ok()
+    }
+
+    /// An entry of the leader's broker that holds no records: it is counted among those of `append`, while the gate is open.
+    /// The caller drives.
+    pub fn append_counted(&self, kind: u32, body: &[u8]) -> Result<Frame, PutError> {
+        self.writable()?;
+        let table = self.table().map_err(|_| PutError::NotLeader)?;
+        let total = self.fits(FRAME_HEADER + body.len())?;
+        let mut state = self.append.lock();
+        let term = state.gate.ok_or(PutError::NotLeader)?;
+        self.room(state.tail.position, 2 * total + END_FILE_MIN_BLANK)?;
+        self.stamp_frame(table, &state, term, kind, total)?;
+        self.roll(&mut state, total);
+        let frame = self.push_frame(table, &mut state, term, kind, body);
+        self.appended.store(state.tail.position, Ordering::Release);
+        Ok(frame)
     }
 
     /// An entry of the leader, header included, at the place that the leader gave it. The caller drives.

@@ -10,6 +10,8 @@ use store::{EntryId, FRAME_HEADER, Frame, FrameConfig, PutError, Store, StoreCon
 use crate::common::*;
 
 const OWN: u32 = 1;
+/// Another kind without records.
+const TABLES: u32 = 3;
 
 fn framed(root: &Path) -> StoreConfig {
     let mut config = small(root);
@@ -385,6 +387,36 @@ fn retention_leaves_index_and_term_of_what_it_took() {
     let store = Store::open(config, rounds).unwrap();
     assert_eq!(store.compacted_entry(), compacted);
     assert_eq!(frames(&store), before[compacted.index as usize..]);
+}
+
+#[test]
+fn an_entry_without_records_goes_the_way_of_batches_and_is_shown_as_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let store = open(framed(dir.path()));
+    let follower = open(framed(other.path()));
+    assert_eq!(
+        store.append_counted(TABLES, b"{}"),
+        Err(PutError::NotLeader)
+    );
+    lead(&store, 1);
+    put(&store, "t", 0, b"before");
+    let entry = store.append_counted(TABLES, b"{\"a\":1}").unwrap();
+    put(&store, "t", 0, b"behind");
+    assert_eq!((entry.index, entry.term, entry.kind), (3, 1, TABLES));
+    assert_eq!(store.frame(3).unwrap(), Some(entry));
+    commit_all(&store);
+    copy(&store, &follower);
+    commit_all(&follower);
+    for store in [&store, &follower] {
+        assert_eq!(store.max_offset("t", 0), 2);
+        assert_eq!(store.confirm_offset(), store.written());
+    }
+    store.close_gate();
+    assert_eq!(
+        store.append_counted(TABLES, b"{}"),
+        Err(PutError::NotLeader)
+    );
 }
 
 #[test]
