@@ -3,11 +3,16 @@
 use std::fs::File;
 use std::io::{self, IoSlice};
 
-/// Writes and syncs of log, queue and index files go through this seam; everything else uses `std::fs`.
+/// Writes and syncs of log, queue and index files go through this seam, and what makes the page cache forget them;
+/// everything else uses `std::fs`.
 pub trait Disk: Send + Sync + 'static {
     /// May write less than given, like `pwritev`.
     fn write_at(&self, file: &File, buffers: &[IoSlice<'_>], position: u64) -> io::Result<usize>;
     fn sync_data(&self, file: &File) -> io::Result<()>;
+    /// The page cache lets go of a part of a file, but for what is not written to the disk yet.
+    fn let_go(&self, file: &File, at: u64, len: u64) {
+        crate::platform::let_go(file, at, len);
+    }
     /// Everything that was written to the file system of this folder, where one call does that; `None` where files must
     /// be synced one by one.
     fn sync_everything(&self, folder: &File) -> Option<io::Result<()>> {

@@ -2,8 +2,9 @@
 //!
 //! Linux calls pages clean whose write-back failed: they are read as if nothing had happened, a later fdatasync succeeds
 //! without them, and a power cut takes them. So after a process died, what lies behind the last sync that succeeded must
-//! not count because a sync succeeds now: it is written once more first ([`Segments::rewrite`]). After another start of
-//! the machine everything that is read came from the disk, and this file says nothing.
+//! not count because a sync succeeds now: it is written once more first ([`Segments::rewrite`]). Queues and index are not
+//! worth that: after a failure the page cache forgets them, and what the disk lacks comes from the log. After another start
+//! of the machine everything that is read came from the disk, and this file says nothing.
 //!
 //! | magic 8 | run of the kernel 16 | position 8 | a sync failed 1 | CRC 4 |
 //!
@@ -11,7 +12,7 @@
 //!
 //! [`Segments::rewrite`]: crate::segment::Segments::rewrite
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use crate::checkpoint::boot_id;
-use crate::disk::read_full_at;
+use crate::disk::{Disk, read_full_at};
 use crate::error::Error;
 
 const MAGIC: &[u8; 8] = b"RCflsh01";
@@ -133,6 +134,29 @@ impl FlushMark {
             tracing::warn!(%error, "that the disk failed could not be noted");
         }
     }
+}
+
+/// What is read of the files below this folder comes from the disk from now on.
+pub(crate) fn forget_cached(folder: &Path, disk: &dyn Disk) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            forget_cached(&entry.path(), disk)?;
+            continue;
+        }
+        let file = File::open(entry.path())?;
+        // What is dirty stays. What fails now is clean, and goes.
+        if let Err(error) = disk.sync_data(&file) {
+            tracing::warn!(%error, path = %entry.path().display(), "a file could not be synced");
+        }
+        disk.let_go(&file, 0, file.metadata()?.len());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,10 +11,9 @@ use parking_lot::{Mutex, RwLock};
 use crate::disk::{Disk, read_full_at, write_all_at, zero_from};
 use crate::error::Error;
 
-/// What the page cache holds, and lets go, as one piece.
+/// The page cache holds, and lets go, pieces of this and of larger powers of two, at multiples of their length.
 const PAGE: u64 = 4096;
-/// What is read and written again at a time.
-const REWRITE_STEP: u64 = 1 << 20;
+const LARGEST_PIECE: u64 = 2 << 20;
 
 pub(crate) struct Segment {
     pub(crate) base: u64,
@@ -236,43 +235,34 @@ impl Segments {
     /// Writes `from..to`, which lies within the segment, once more with what it holds, so that a sync that follows speaks
     /// of it. See [`crate::flush_mark`] for why.
     ///
-    /// After a failure (`failed`) the page cache lets go of each piece first: ext4 remembers with a page where it lies on
-    /// disk, also when writing it there failed and the blocks were never marked as written; only a page that is made
-    /// anew goes that whole way again. Readers see the bytes of the disk in between, so that nobody may read then. What
-    /// is dirty is synced before, so that nothing is let go that is nowhere else.
-    pub(crate) fn rewrite(
-        &self,
-        segment: &Segment,
-        from: u64,
-        to: u64,
-        failed: bool,
-    ) -> io::Result<()> {
-        if failed {
-            self.disk.sync_data(&segment.file)?;
-        }
+    /// The page cache lets go of each piece first: ext4 remembers with a page where it lies on disk, also when writing it
+    /// there failed and the blocks were never marked as written. Only a page that is made anew goes that whole way again;
+    /// one that is only written again is synced with success, and reads as zeros after the next start of the machine
+    /// (seen with Linux 6.18). What is dirty is synced before, so that nothing is let go that is nowhere else. Between
+    /// letting go and writing, readers may see what the disk holds.
+    pub(crate) fn rewrite(&self, segment: &Segment, from: u64, to: u64) -> io::Result<()> {
+        self.disk.sync_data(&segment.file)?;
         let end = to - segment.base;
         let mut at = (from - segment.base) / PAGE * PAGE;
-        let mut buffer = vec![0; REWRITE_STEP as usize];
+        let mut buffer = vec![0; LARGEST_PIECE as usize];
         while at < end {
-            let piece = &mut buffer[..(end - at).min(REWRITE_STEP) as usize];
+            let whole = at / LARGEST_PIECE * LARGEST_PIECE;
+            let piece = &mut buffer[..(end.min(whole + LARGEST_PIECE) - at) as usize];
             if read_full_at(&segment.file, piece, at)? < piece.len() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if failed {
-                let pages = (piece.len() as u64).next_multiple_of(PAGE);
-                crate::platform::let_go(&segment.file, at, pages);
-            }
+            self.disk.let_go(&segment.file, whole, LARGEST_PIECE);
             write_all_at(&*self.disk, &segment.file, piece, at)?;
             at += piece.len() as u64;
         }
         Ok(())
     }
 
-    /// [`Segments::rewrite`] after a failure, and a sync, of as many segments as it takes.
+    /// [`Segments::rewrite`] and a sync, of as many segments as it takes.
     pub(crate) fn rewrite_and_sync(&self, mut from: u64, to: u64) -> Result<(), Error> {
         while let Some(segment) = self.at(from).filter(|_| from < to) {
             let end = to.min(segment.end());
-            self.rewrite(&segment, from, end, true)
+            self.rewrite(&segment, from, end)
                 .and_then(|()| self.sync(&segment))
                 .map_err(|e| Error::io("write again", &segment.path, e))?;
             from = end;

@@ -284,6 +284,13 @@ impl Store {
         let (flush_mark, noted) = FlushMark::open(&root)?;
         let failed = noted.is_some_and(|noted| noted.failed);
         let clean = !abort_file(&config).exists() && !failed;
+        if failed {
+            // Queues and index are made anew from what is on disk, as after a power cut.
+            for folder in [root.join("consumequeue"), index_dir(&root)] {
+                crate::flush_mark::forget_cached(&folder, &*disk)
+                    .map_err(|e| Error::io("read", folder, e))?;
+            }
+        }
         let log = Arc::new(Segments::open(
             config.commit_log_dir(),
             config.segment_size,

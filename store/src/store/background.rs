@@ -46,7 +46,7 @@ impl Store {
             };
             let inherited = self.inherited.load(Ordering::Relaxed).min(segment.end());
             let again = if from < inherited {
-                self.log.rewrite(&segment, from, inherited, false)
+                self.log.rewrite(&segment, from, inherited)
             } else {
                 Ok(())
             };
@@ -81,9 +81,11 @@ impl Store {
         }
     }
 
-    /// Queues and index keep what could not be written in memory, so a full disk is waited out here too.
+    /// Queues and index keep what could not be written in memory, so a full disk is waited out here too; but not what was
+    /// written and could not be synced.
     pub(crate) fn background_failed(&self, error: Error) {
-        if let Error::Io { source, .. } = &error
+        if let Error::Io { source, action, .. } = &error
+            && *action != "sync"
             && matches!(
                 source.kind(),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded

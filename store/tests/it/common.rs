@@ -52,14 +52,20 @@ pub(crate) fn open(config: StoreConfig) -> Arc<Store> {
 
 /// A store that was just let go may still hold its lock for a moment.
 pub(crate) fn open_at(config: StoreConfig, clock: Arc<TestClock>) -> Arc<Store> {
+    try_open(config, clock, Arc::new(store::RealDisk)).unwrap()
+}
+
+pub(crate) fn try_open(
+    config: StoreConfig,
+    clock: Arc<TestClock>,
+    disk: Arc<dyn store::Disk>,
+) -> Result<Arc<Store>, store::Error> {
     let mut opened = None;
-    wait(|| match Store::open(config.clone(), clock.clone()) {
-        Ok(store) => {
-            opened = Some(store);
-            true
-        }
-        Err(store::Error::Locked(_)) => false,
-        Err(error) => panic!("{error:?}"),
+    wait(|| {
+        let result = Store::open_with_disk(config.clone(), clock.clone(), disk.clone());
+        let locked = matches!(result, Err(store::Error::Locked(_)));
+        opened = Some(result);
+        !locked
     });
     opened.unwrap()
 }
