@@ -857,7 +857,7 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         }
         // Of an earlier life of the sender, whose log had more than it has now, or may have had.
         let known = self.sessions.get(&m.from).copied().unwrap_or(0);
-        if m.session < known && !(m.kind == Type::Rejoin && m.blank) {
+        if m.session < known {
             return false;
         }
         if self.sessions.len() < 4 * MAX_MEMBERS || known > 0 {

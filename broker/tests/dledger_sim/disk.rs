@@ -85,7 +85,7 @@ impl Disk {
 
     /// The process or the machine died: only this much is left.
     pub(crate) fn crash(&mut self, keep: u64) {
-        let keep = keep.max(self.base.index);
+        let keep = keep.clamp(self.base.index, self.appended());
         self.cut(keep + 1);
         self.adopted = keep;
         self.written = keep;

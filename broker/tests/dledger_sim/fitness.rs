@@ -14,7 +14,9 @@ fn led_by(preferred: u64) -> World {
     let mut plan = Plan::quiet(3, true);
     plan.preferred = Some(preferred);
     let mut world = World::new(plan, false);
-    assert!(world.until(30_000, |w| w.leader() == Some(preferred)));
+    assert!(world.until(30_000, |w| {
+        w.leader() == Some(preferred) && w.all_sound()
+    }));
     let taken = world.acknowledged.len();
     assert!(world.until(1_000, |w| w.acknowledged.len() > taken + 5));
     world
@@ -105,9 +107,12 @@ fn where_nobody_has_room_one_leads_all_the_same() {
     let (mut world, leader) = group(3, true);
     world.resting = true;
     world.for_ms(300);
-    for id in 1..=3 {
+    for id in others(&world, leader) {
         world.fill_disk(id, true);
     }
+    // The leader is the last to be full, and has heard of them.
+    world.for_ms(300);
+    world.fill_disk(leader, true);
     world.for_ms(5_000);
     assert_eq!(world.leader(), Some(leader), "nobody else can do better");
     world.kill(leader);

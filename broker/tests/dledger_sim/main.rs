@@ -1,5 +1,6 @@
 //! The group under a seeded, deterministic simulation: the same member as in production, over a simulated disk, network
-//! and clock. `DLEDGER_SIM_SEEDS=100000` runs more of them, `DLEDGER_SIM_SEED=17` one, with what happened told.
+//! and clock. `DLEDGER_SIM_SEEDS=100000` runs more of them, `DLEDGER_SIM_SEED=17` one, with what happened told;
+//! `DLEDGER_SIM_CASES=17` runs the named cases in another order of events, told as well.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a panic is how a test fails
 

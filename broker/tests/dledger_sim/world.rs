@@ -16,6 +16,8 @@ use broker::dledger::message::PeerMessage;
 use crate::disk::{self, Disk, SEGMENT, SimFile, SimLog};
 use crate::tables::{Agreed, Known};
 
+/// Another seed for the named cases.
+const CASES: &str = "DLEDGER_SIM_CASES";
 /// Bytes that may wait to be committed in the simulation.
 const MAX_UNCOMMITTED: u64 = 64 * 1024;
 /// Events of one run; far more than any needs.
@@ -75,7 +77,7 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn quiet(voters: u64, sync: bool) -> Self {
         Self {
-            seed: 1,
+            seed: crate::number(CASES).unwrap_or(1),
             voters,
             sync: vec![sync; 8],
             loss: 0,
@@ -274,7 +276,7 @@ impl World {
         let mut world = Self {
             random: Random(plan.seed),
             aside: Random(!plan.seed),
-            now: 1000,
+            now: 10_000,
             late: 0,
             seq: 0,
             events: BTreeMap::new(),
@@ -288,7 +290,7 @@ impl World {
             taken: BTreeSet::new(),
             agreed: Agreed::default(),
             next_id: 0,
-            loud,
+            loud: loud || crate::number(CASES).is_some(),
             healed: false,
             resting: false,
             count: Told::default(),
@@ -498,6 +500,14 @@ impl World {
             .filter(|(_, n)| leading(n))
             .max_by_key(|(_, n)| n.role.map(|r| r.term))
             .map(|(&id, _)| id)
+    }
+
+    /// A group may lose a member once everybody's word counts, not before.
+    pub(crate) fn all_sound(&self) -> bool {
+        let sound = |m: &SimMember| m.hard_state().standing == Standing::Sound;
+        self.nodes
+            .values()
+            .all(|n| n.member.as_ref().is_some_and(sound))
     }
 
     pub(crate) fn node(&mut self, id: u64) -> &mut Node {
@@ -1048,7 +1058,11 @@ impl World {
             return;
         };
         let disk = node.disk.borrow();
-        assert!(disk.flushed <= disk.written && disk.written <= disk.appended());
+        let (flushed, written, appended) = (disk.flushed, disk.written, disk.appended());
+        assert!(
+            flushed <= written && written <= appended,
+            "n{id}: {flushed} {written} {appended}"
+        );
         let log = member.log();
         drop(disk);
         assert!(log.base().index <= log.persisted() && log.persisted() <= log.last_index());
