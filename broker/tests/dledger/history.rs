@@ -1,7 +1,7 @@
 //! What senders and readers saw, and when; and whether one log could have shown it to them.
 //!
 //! The promise (docs/modes.md): a try to send is in the log once at most, and not at all when it was refused; sends lie in an
-//! order in which they could have happened; whoever acknowledged a send shows it from then on; whatever anybody showed is
+//! order in which they could have happened; whoever acknowledged a send shows it from then on, while it lives; whatever anybody showed is
 //! committed, and stays where it was.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,8 @@ enum Fate {
 struct Sent {
     body: String,
     to: usize,
+    /// The member's life in which it was begun, if it was ended in the same.
+    life: Option<u64>,
     began: Instant,
     ended: Instant,
     fate: Fate,
@@ -53,6 +55,7 @@ enum Shown {
 #[derive(Debug)]
 struct Read {
     at: usize,
+    life: u64,
     queue: i32,
     began: Instant,
     shown: Shown,
@@ -62,10 +65,18 @@ struct Read {
 struct Recorded {
     sends: Mutex<Vec<Sent>>,
     reads: Mutex<Vec<Read>>,
+    /// Which life of each member it is.
+    lives: Vec<AtomicU64>,
     acknowledged: AtomicU64,
     /// Who takes messages, as far as the roaming senders know.
     to: AtomicUsize,
     stop: AtomicBool,
+}
+
+impl Recorded {
+    fn life(&self, member: usize) -> u64 {
+        self.lives[member].load(Ordering::SeqCst)
+    }
 }
 
 /// Senders and readers that run until they are stopped.
@@ -77,7 +88,10 @@ pub(crate) struct History {
 impl History {
     /// Readers at each of the members, and senders.
     pub(crate) fn begin(members: &[String]) -> Self {
-        let recorded = Arc::<Recorded>::default();
+        let recorded = Arc::new(Recorded {
+            lives: members.iter().map(|_| AtomicU64::new(0)).collect(),
+            ..Recorded::default()
+        });
         let mut tasks = Vec::new();
         for (at, member) in members.iter().enumerate() {
             let reader = read_on(member.clone(), at, Arc::clone(&recorded));
@@ -96,6 +110,11 @@ impl History {
         let count = || self.recorded.acknowledged.load(Ordering::Relaxed);
         let target = count() + more;
         until("enough acknowledgements", async || count() >= target).await;
+    }
+
+    /// This member was killed, and is about to be started: it may show less for a moment.
+    pub(crate) fn died(&self, member: usize) {
+        self.recorded.lives[member].fetch_add(1, Ordering::SeqCst);
     }
 
     /// How many sends to this member were begun since then, and acknowledged.
@@ -153,7 +172,7 @@ async fn send_on(
         }
         let body = format!("{sender}-{n} {}", "x".repeat(200));
         let to = only.unwrap_or_else(|| recorded.to.load(Ordering::Relaxed));
-        let began = Instant::now();
+        let (began, life) = (Instant::now(), recorded.life(to));
         let answer = client
             .invoke(&members[to], message(&body), CALL_LIMIT)
             .await;
@@ -166,6 +185,7 @@ async fn send_on(
         recorded.sends.lock().unwrap().push(Sent {
             body,
             to,
+            life: (recorded.life(to) == life).then_some(life),
             began,
             ended,
             fate,
@@ -186,9 +206,13 @@ async fn send_on(
 
 async fn read_on(member: String, at: usize, recorded: Arc<Recorded>) {
     let admin = Admin::new(RemotingClient::default(), "");
-    let record = |queue, began, shown| {
+    let record = |life, queue, began, shown| {
+        if life != recorded.life(at) {
+            return;
+        }
         recorded.reads.lock().unwrap().push(Read {
             at,
+            life,
             queue,
             began,
             shown,
@@ -200,11 +224,11 @@ async fn read_on(member: String, at: usize, recorded: Arc<Recorded>) {
         }
         tokio::time::sleep(PAUSE).await;
         let queue = (n % i64::from(QUEUES)) as i32;
-        let began = Instant::now();
+        let (began, life) = (Instant::now(), recorded.life(at));
         let Ok(end) = admin.max_offset(&member, TOPIC, queue).await else {
             continue;
         };
-        record(queue, began, Shown::End(end));
+        record(life, queue, began, Shown::End(end));
         let from = (end - 1 - n % LOOK_BACK).max(0);
         if from >= end {
             continue;
@@ -214,7 +238,7 @@ async fn read_on(member: String, at: usize, recorded: Arc<Recorded>) {
             let shown = messages
                 .into_iter()
                 .map(|m| (m.queue_offset, String::from_utf8(m.body).unwrap()));
-            record(queue, began, Shown::From(from, shown.collect()));
+            record(life, queue, began, Shown::From(from, shown.collect()));
         }
     }
 }
@@ -263,11 +287,12 @@ fn check_order(sends: &[Sent], of_body: &BTreeMap<&str, Place>) {
 
 /// Nothing was ever shown that is not there in the end, and nobody showed less than before.
 fn check_shown(reads: &[Read], found: &Found) {
-    let mut ends: BTreeMap<(usize, i32), i64> = BTreeMap::new();
+    let mut ends: BTreeMap<(usize, u64, i32), i64> = BTreeMap::new();
     for read in reads {
         match &read.shown {
             Shown::End(end) => {
-                let before = ends.insert((read.at, read.queue), *end).unwrap_or(0);
+                let who = (read.at, read.life, read.queue);
+                let before = ends.insert(who, *end).unwrap_or(0);
                 assert!(before <= *end, "it showed {before} before: {read:?}");
                 let last = found.contains_key(&(read.queue, end - 1));
                 assert!(*end == 0 || last, "{read:?}");
@@ -284,11 +309,11 @@ fn check_shown(reads: &[Read], found: &Found) {
 
 /// Who acknowledged a send shows it from then on.
 fn check_visible(sends: &[Sent], reads: &[Read]) {
-    // By member and queue: when what was acknowledged, and the last of it until then.
-    let mut acknowledged: BTreeMap<(usize, i32), Vec<(Instant, i64)>> = BTreeMap::new();
+    // By member, life and queue: when what was acknowledged, and the last of it until then.
+    let mut acknowledged: BTreeMap<(usize, u64, i32), Vec<(Instant, i64)>> = BTreeMap::new();
     for send in sends {
-        if let Fate::Acknowledged((queue, offset)) = send.fate {
-            let of = acknowledged.entry((send.to, queue)).or_default();
+        if let (Fate::Acknowledged((queue, offset)), Some(life)) = (send.fate, send.life) {
+            let of = acknowledged.entry((send.to, life, queue)).or_default();
             of.push((send.ended, offset));
         }
     }
@@ -304,7 +329,7 @@ fn check_visible(sends: &[Sent], reads: &[Read]) {
         let Shown::End(end) = read.shown else {
             continue;
         };
-        let Some(of) = acknowledged.get(&(read.at, read.queue)) else {
+        let Some(of) = acknowledged.get(&(read.at, read.life, read.queue)) else {
             continue;
         };
         let before = of.partition_point(|(ended, _)| *ended < read.began);

@@ -158,6 +158,17 @@ impl Group {
         new
     }
 
+    /// Whoever was killed or stopped runs again.
+    fn go_on(&mut self, dead: &mut Option<usize>, stopped: &mut Option<usize>) {
+        if let Some(at) = dead.take() {
+            self.history.died(at);
+            self.cluster.nodes[at].start();
+        }
+        if let Some(at) = stopped.take() {
+            self.cluster.nodes[at].signal("-CONT");
+        }
+    }
+
     /// Everybody is heard of and has nearly everything.
     async fn whole(&self) {
         self.cluster
@@ -346,18 +357,20 @@ async fn a_slow_link_to_one_follower_does_not_slow_the_group_down_and_torn_ones_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_happens_to_the_network_nothing_acknowledged_is_lost_and_no_reader_is_deceived() {
+async fn whatever_happens_to_network_and_members_nothing_acknowledged_is_lost_and_no_reader_is_deceived()
+ {
     let seed = number("ROCKETCLUSTER_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     let seconds = number("ROCKETCLUSTER_FAULT_SECONDS").unwrap_or(5);
     println!("ROCKETCLUSTER_SEED={seed}");
     let mut draw = Draw::new(seed);
-    let group = Group::start(["SYNC_FLUSH", "ASYNC_FLUSH"][draw.below(2) as usize]).await;
+    let mut group = Group::start(["SYNC_FLUSH", "ASYNC_FLUSH"][draw.below(2) as usize]).await;
+    let (mut dead, mut stopped) = (None, None);
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end {
         let one = draw.below(MEMBERS as u64) as usize;
         let other = (one + 1 + draw.below(2) as usize) % MEMBERS;
         let network = &group.network;
-        let fault = draw.below(9);
+        let fault = draw.below(12);
         match fault {
             0 => network.isolate(one),
             1 => {
@@ -392,15 +405,27 @@ async fn whatever_happens_to_the_network_nothing_acknowledged_is_lost_and_no_rea
                 },
             ),
             7 => network.0[&(one, other)].drop_connections(),
+            8 if dead.is_none() && stopped != Some(one) => {
+                group.cluster.nodes[one].kill();
+                dead = Some(one);
+            }
+            9 if stopped.is_none() && dead != Some(one) => {
+                group.cluster.nodes[one].signal("-STOP");
+                stopped = Some(one);
+            }
             _ => network.heal(),
         }
         println!("{fault}: n{one}, n{other}");
         let next = Instant::now() + Duration::from_millis(50 + draw.below(1000));
         until("the next fault is due", async || Instant::now() >= next).await;
+        if draw.below(2) == 0 {
+            group.go_on(&mut dead, &mut stopped);
+        }
         // Where three cannot reach each other nothing goes on, and nothing is learnt.
         if draw.below(3) == 0 {
-            network.heal();
+            group.network.heal();
         }
     }
+    group.go_on(&mut dead, &mut stopped);
     group.end().await;
 }
