@@ -33,6 +33,18 @@ impl Error {
             source,
         }
     }
+
+    /// A write found no room: it may be tried again. Not a sync, after which what it was to write is gone.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        let Self::Io { action, source, .. } = self else {
+            return false;
+        };
+        let full = matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        );
+        full && *action != "sync"
+    }
 }
 
 /// Why the store takes no writes at the moment.

@@ -678,8 +678,9 @@ impl IndexService {
     fn put(&self, files: &mut Files, request: &IndexRequest) -> Result<(), Error> {
         if let Some(full) = files.active.as_mut().filter(|file| file.is_full()) {
             full.write(&*self.disk)
-                .and_then(|()| full.sync(&*self.disk))
                 .map_err(|e| Error::io("write", &full.path, e))?;
+            full.sync(&*self.disk)
+                .map_err(|e| Error::io("sync", &full.path, e))?;
             full.pages = Vec::new();
             full.buffer = Vec::new();
             self.sealed_timestamp

@@ -381,7 +381,7 @@ pub(crate) fn recover(
             store_timestamp,
         });
         if index.submit(requests) >= REBUILD_BATCH {
-            index.write()?;
+            unless_full(index.write())?;
         }
         Ok(())
     };
@@ -428,7 +428,7 @@ pub(crate) fn recover(
                 queues.follow(&arrival.queue);
             }
             if queues.unwritten() >= REBUILD_BATCH {
-                queues.write_dirty(u64::MAX)?;
+                unless_full(queues.write_dirty(u64::MAX))?;
             }
         }
         if position >= index_start {
@@ -448,7 +448,7 @@ pub(crate) fn recover(
     }
     log.cut(end)?;
     if let Some(index) = index {
-        index.catch_up()?;
+        unless_full(index.catch_up())?;
         if index.last_phy().is_some_and(|last| last >= confirm) {
             index.truncate_to(confirm)?;
         }
@@ -485,6 +485,17 @@ pub(crate) fn recover(
         own_offsets_hold,
         queues_rebuilt,
     })
+}
+
+/// What finds no room stays in memory: a broker with a full disk starts, to be read from and, in a group, to vote.
+pub(crate) fn unless_full(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if error.is_disk_full() => {
+            tracing::warn!(%error, "the disk is full");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 pub(crate) fn requests(arrival: &Arrival) -> impl Iterator<Item = IndexRequest> + '_ {

@@ -416,8 +416,7 @@ impl Store {
             LastStop::PowerLost => None,
             LastStop::Clean | LastStop::Killed => Some(boot_id()),
         };
-        fs::write(abort_file(&config), abort_text(boot))
-            .map_err(|e| Error::io("create", abort_file(&config), e))?;
+        note_running(&config, boot).map_err(|e| Error::io("create", abort_file(&config), e))?;
 
         let ring_bytes = config
             .tail_ring_bytes
@@ -889,6 +888,15 @@ fn abort_text(boot: Option<[u8; 16]>) -> String {
     match boot {
         Some(boot) => format!("{process}\n{:032x}\n", u128::from_be_bytes(boot)),
         None => process.to_string(),
+    }
+}
+
+/// The file is what counts. Where there is no room for what it says, the worst is taken for true.
+fn note_running(config: &StoreConfig, boot: Option<[u8; 16]>) -> io::Result<()> {
+    let file = File::create(abort_file(config))?;
+    match (&file).write_all(abort_text(boot).as_bytes()) {
+        Err(e) if e.kind() == io::ErrorKind::StorageFull => file.set_len(0),
+        other => other,
     }
 }
 

@@ -147,8 +147,8 @@ fn a_disk_that_fills_up_refuses_writes_goes_on_when_there_is_room_and_loses_noth
             );
             if round == 2 {
                 // Killed while the disk is full. What waited was promised to nobody: it is there or not, but nothing of it in between.
+                // It opens while the disk is full, too: a member of a group must vote.
                 crash(store);
-                fs::remove_file(ballast).unwrap();
                 store = open(config.clone());
                 let found = bodies(&store, "t", 0, 0);
                 let known = sender.acknowledged.len();
@@ -156,6 +156,8 @@ fn a_disk_that_fills_up_refuses_writes_goes_on_when_there_is_room_and_loses_noth
                 assert!(found.len() <= known + sender.waiting.len());
                 sender.waiting.clear();
                 sender.acknowledged = found;
+                fs::remove_file(ballast).unwrap();
+                wait(|| store.writable().is_ok());
             } else {
                 fs::remove_file(ballast).unwrap();
                 wait(|| store.writable().is_ok() && store.written() == store.appended());

@@ -84,13 +84,7 @@ impl Store {
     /// Queues and index keep what could not be written in memory, so a full disk is waited out here too; but not what was
     /// written and could not be synced.
     pub(crate) fn background_failed(&self, error: Error) {
-        if let Error::Io { source, action, .. } = &error
-            && *action != "sync"
-            && matches!(
-                source.kind(),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            )
-        {
+        if error.is_disk_full() {
             *self.disk_full.lock() = Some(chain(&error));
             self.is_disk_full.store(true, Ordering::Release);
             return;

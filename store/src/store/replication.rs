@@ -1,6 +1,7 @@
 //! What replication and Raft need beside appending: cutting, beginning elsewhere, raw ranges.
 
 use super::*;
+use crate::recovery::unless_full;
 
 /// A truncation waits this long for the bytes in front of it to be written.
 const TRUNCATION_PATIENCE: Duration = Duration::from_secs(10);
@@ -35,9 +36,10 @@ impl Store {
         if let Some(reason) = self.poisoned() {
             return Err(NotWritable::Poisoned(reason).into());
         }
-        self.queues.write_dirty(self.ring.oldest())?;
+        // What finds no room goes on in memory, as far as it stays.
+        unless_full(self.queues.write_dirty(self.ring.oldest()))?;
         if let Some(index) = &self.index {
-            index.write()?;
+            unless_full(index.write())?;
         }
         state.pending.clear();
         writer.batch.clear();

@@ -108,12 +108,7 @@ impl Store {
 
     /// A full disk is waited out, with the bytes kept in the ring; anything else poisons.
     pub(super) fn write_failed(&self, error: Error) {
-        if let Error::Io { source, .. } = &error
-            && matches!(
-                source.kind(),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            )
-        {
+        if error.is_disk_full() {
             *self.disk_full.lock() = Some(chain(&error));
             self.is_disk_full.store(true, Ordering::Release);
             if !self.stalled.swap(true, Ordering::AcqRel) {

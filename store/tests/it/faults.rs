@@ -238,3 +238,40 @@ fn a_log_of_frames_on_a_full_disk_has_no_room_but_for_entries_of_its_own_and_can
     let store = open(config);
     assert_eq!((store.last_entry().index, store.last_entry().term), (4, 3));
 }
+
+/// What the log takes is what makes room: giving it up needs none.
+#[test]
+fn a_log_is_given_up_on_a_full_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(FaultyDisk::default());
+    let mut config = small(dir.path());
+    config.commit_log_path = Some(dir.path().join("dledger-n0"));
+    config.frames = Some(store::FrameConfig::default());
+    let clock = TestClock::at(1_700_000_000_000);
+    let store = Store::open_with_disk(config.clone(), clock, disk.clone()).unwrap();
+    let first = store.append_entry(1, 1, b"").unwrap();
+    store.drive();
+    store.advance_confirm(first.end());
+    store.open_gate(1).unwrap();
+    let keyed = Message {
+        body: b"body",
+        key: "k",
+        ..Message::default()
+    };
+    for _ in 0..20 {
+        append(&store, "t", 0, &[keyed]).unwrap();
+    }
+    store.drive();
+    store.advance_confirm(store.written());
+    disk.write.store(3, Ordering::SeqCst);
+    put(&store, "t", 0, b"not written");
+    let entry = store::EntryId { index: 99, term: 2 };
+    store.start_after(entry, 32 << 10).unwrap();
+    assert_eq!((store.last_entry(), store.appended()), (entry, 32 << 10));
+    assert_eq!(store.max_offset("t", 0), 0);
+    assert!(store.query("t", "k", 9, 0, i64::MAX).records.is_empty());
+    disk.write.store(0, Ordering::SeqCst);
+    wait(|| store.writable().is_ok());
+    crash(store);
+    assert_eq!(open(config).last_entry(), entry);
+}
