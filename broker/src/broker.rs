@@ -865,9 +865,6 @@ impl Broker {
                 }
                 let now = Instant::now();
                 let config = broker.config();
-                if let Some(group) = broker.group.get() {
-                    group.watch(&broker);
-                }
                 let now_ms = broker.clock.now_ms();
                 broker.stats.tick(now_ms, local_day(now_ms));
                 let timeout =

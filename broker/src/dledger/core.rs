@@ -1397,9 +1397,11 @@ impl<L: EntryLog, F: StateFile> Member<L, F> {
         if leads && self.leading.is_none() {
             // Its first entry is the one behind everything that is persisted.
             self.leading = Some((self.raw.raft.term, self.log().last_index() + 1));
-            self.offer_at = self.ticks + FIRST_OFFER_TICKS;
-            // It found nobody else, or it would not lead.
-            self.unfit_at = self.unfit_at.map(|_| self.ticks);
+            (self.offer_at, self.unfit_at) = match self.unfit_at {
+                None => (self.ticks + FIRST_OFFER_TICKS, None),
+                // It leads all the same: mostly because there was nobody else.
+                Some(_) => (self.ticks, Some(self.ticks)),
+            };
             if self.raw.raft.prs().is_singleton() {
                 self.all_voted = Some(self.raw.raft.term);
             }

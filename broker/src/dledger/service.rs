@@ -20,7 +20,7 @@ use super::core::{
 };
 use super::entry::{Change, Conf, EntryLog as _, Standing};
 use super::gate::Gate;
-use super::health::{Pulse, Room};
+use super::health::{LogState, Pulse, Room};
 use super::log::{FileState, Saved, Stamper, StoreLog};
 use super::peers::Peers;
 use super::tables::{self, Committed, GroupTables};
@@ -37,6 +37,8 @@ const MOST_TICKS_AT_ONCE: u32 = 5;
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A hand-over before a stop has this long.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often it is looked whether the group's thread hangs.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// A leader registers anew so long after a member came back: what that one said to a name server of 4.x before it knew
 /// better may have taken the leader's place there.
 const REGISTER_AFTER: Duration = Duration::from_secs(1);
@@ -135,7 +137,7 @@ pub struct Group {
     peers: Arc<Peers>,
     store: Arc<Store>,
     tables: Arc<GroupTables>,
-    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
 
 /// What is known before the store is opened.
@@ -241,6 +243,8 @@ impl Group {
             }),
         )?;
         let status = Arc::new(Mutex::new(None));
+        let thorough = broker.settings.raw.flush_commit_log_thorough_interval;
+        let flush_due_after = Duration::from_millis(u64::try_from(thorough).unwrap_or(0));
         let failure = Arc::new(Mutex::new(None));
         let pulse = Arc::new(Pulse::new());
         let mut driver = Driver {
@@ -258,7 +262,7 @@ impl Group {
             id: config.id,
             member,
             pulse: Arc::clone(&pulse),
-            room: Room::default(),
+            room: Room::new(flush_due_after, Instant::now()),
             unfit: None,
             leads: None,
             active: BTreeSet::new(),
@@ -284,6 +288,17 @@ impl Group {
                 }
                 driver.inbox.close();
                 driver.transport.stop();
+                driver.pulse.end();
+            })?;
+        let (watched, of) = (Arc::clone(&pulse), Arc::downgrade(broker));
+        let watch = std::thread::Builder::new()
+            .name("dledger-watch".to_owned())
+            .spawn(move || {
+                while !watched.ended_within(WATCH_EVERY)
+                    && let Some(broker) = of.upgrade()
+                {
+                    watch(&watched, &broker);
+                }
             })?;
         Ok(Self {
             config,
@@ -294,7 +309,7 @@ impl Group {
             peers,
             store,
             tables,
-            thread: Mutex::new(Some(thread)),
+            threads: Mutex::new(vec![thread, watch]),
         })
     }
 
@@ -426,35 +441,40 @@ impl Group {
         }
     }
 
-    /// Called each second. While the group's thread hangs, the others elect another; this broker must not go on as the
-    /// group's master, least of all at the name servers.
-    pub fn watch(&self, broker: &Broker) {
-        if !self.pulse.hangs() || self.failure.lock().is_some() {
-            return;
-        }
-        let mut deposed = self.pulse.deposed();
-        if broker.role.role() != role::Role::Master {
-            return;
-        }
-        *deposed = true;
-        tracing::warn!(
-            "the member of the group hangs, most likely in its disk: it counts as no leader"
-        );
-        broker.role.update(|now| {
-            now.role = role::Role::Undecided;
-            now.broker_id = -1;
-        });
-        broker.doubt_what_waits();
-    }
-
     /// Ends its threads and waits for them. Blocks.
     pub fn stop(&self) {
-        if let Some(thread) = self.thread.lock().take() {
-            self.inbox.push(Event::Stop);
+        let threads = std::mem::take(&mut *self.threads.lock());
+        self.inbox.push(Event::Stop);
+        for thread in threads {
             let _ = thread.join();
         }
         self.tables.stop();
     }
+}
+
+/// While the group's thread hangs, the others elect another leader; this broker must not go on as the group's master, least
+/// of all at the name servers. On a thread of its own, since a disk that hangs may hold up any other.
+fn watch(pulse: &Pulse, broker: &Broker) {
+    if !pulse.hangs() {
+        return;
+    }
+    let mut deposed = pulse.deposed();
+    if broker.role.role() != role::Role::Master {
+        return;
+    }
+    *deposed = true;
+    tracing::warn!(
+        "the member of the group hangs, most likely in its disk: it counts as no leader"
+    );
+    become_undecided(broker);
+    broker.doubt_what_waits();
+}
+
+fn become_undecided(broker: &Broker) {
+    broker.role.update(|now| {
+        now.role = role::Role::Undecided;
+        now.broker_id = -1;
+    });
 }
 
 struct Driver {
@@ -733,7 +753,7 @@ impl Driver {
     }
 
     fn look_at_disk(&mut self) {
-        let room = self.room.look(&self.store, Instant::now());
+        let room = self.room.look(LogState::of(&self.store), Instant::now());
         self.member.set_room(room);
         let unfit = self.member.unfit();
         if unfit == std::mem::replace(&mut self.unfit, unfit) {
@@ -847,10 +867,7 @@ impl Driver {
         self.doubt();
         self.take_back(0);
         if let Some(broker) = self.broker.upgrade() {
-            broker.role.update(|now| {
-                now.role = role::Role::Undecided;
-                now.broker_id = -1;
-            });
+            become_undecided(&broker);
         }
     }
 }
