@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use broker::Broker;
+use remoting::protocol::body::DLedgerStatus;
 use store::{Disk, RealDisk};
 
 use crate::common::{LIMIT, until};
@@ -210,6 +211,40 @@ async fn a_follower_whose_disk_is_full_holds_nobody_up_and_goes_on_when_there_is
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_leader_whose_writes_hang_makes_room_for_another_until_they_return() {
     a_disk_takes_nothing_for_a_while(true, write(Ill::Hangs)).await;
+}
+
+/// Here it is the group's own thread that hangs, which can do nothing about it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_leader_that_hangs_itself_is_no_master_any_more_and_the_others_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cluster, disk, sick) = group(dir.path(), true).await;
+    cluster
+        .leader(|s| s.self_id == "n0" && s.members.iter().all(|m| m.sure))
+        .await;
+    cluster.known_as_master(0).await;
+    disk.set(write(Ill::Hangs));
+    // An entry of the group's own, which its thread writes itself before anybody else has it.
+    let address = &cluster.nodes[0].address;
+    let asked = cluster
+        .admin
+        .dledger_add_member(address, "n9", "127.0.0.1:1");
+    asked.await.unwrap();
+    until("who hangs is no master", async || !sick.is_master()).await;
+    let leader = cluster.leader(|s| s.self_id != "n0").await;
+    cluster.known_as_master(leader).await;
+    assert!(sick.ready().is_err());
+    let load = cluster.load();
+    load.acknowledged(100).await;
+    disk.set(Ills::default());
+    let all = |s: &DLedgerStatus| s.members.len() == 3 && s.members.iter().all(|m| m.sure);
+    let leader = cluster.leader(|s| s.self_id == "n0" && all(s)).await;
+    cluster.known_as_master(leader).await;
+    load.acknowledged(20).await;
+    let acknowledged = load.stop().await;
+    cluster.all_level().await;
+    cluster.check(0..3, &acknowledged).await;
+    sick.shutdown().await;
+    cluster.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

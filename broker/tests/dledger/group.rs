@@ -178,6 +178,17 @@ impl Cluster {
             .await;
     }
 
+    /// Waits until the name server knows this member as the master.
+    pub(crate) async fn known_as_master(&self, at: usize) {
+        let address = &self.nodes[at].address;
+        until("the name server knows the leader", async || {
+            let info = self.admin.cluster_info().await.unwrap();
+            let group = info.broker_addr_table.get("group");
+            group.and_then(|g| g.broker_addrs.get(&0)) == Some(address)
+        })
+        .await;
+    }
+
     /// Senders to whoever takes it.
     pub(crate) fn load(&self) -> Load {
         let addresses: Vec<String> = self.nodes.iter().map(|n| n.address.clone()).collect();

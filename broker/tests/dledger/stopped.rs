@@ -26,17 +26,6 @@ async fn led_by_one_of(cluster: &Cluster, members: &[usize]) -> usize {
     leader.unwrap()
 }
 
-/// Waits until the name server knows this member as the master.
-async fn known_as_master(cluster: &Cluster, at: usize) {
-    let address = &cluster.nodes[at].address;
-    until("the name server knows the leader", async || {
-        let info = cluster.admin.cluster_info().await.unwrap();
-        let group = info.broker_addr_table.get("group");
-        group.and_then(|g| g.broker_addrs.get(&0)) == Some(address)
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waited_in_the_sockets_of_a_stopped_leader_is_not_acknowledged_by_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -75,7 +64,7 @@ async fn what_waited_in_the_sockets_of_a_stopped_leader_is_not_acknowledged_by_i
     let leader = cluster
         .leader(|s| s.members.iter().all(|m| m.recently_active && m.sure))
         .await;
-    known_as_master(&cluster, leader).await;
+    cluster.known_as_master(leader).await;
     load.acknowledged(100).await;
     let acknowledged = load.stop().await;
     cluster.all_level().await;
