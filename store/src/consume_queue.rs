@@ -93,6 +93,8 @@ pub struct ConsumeQueue {
     /// Waits in the list of queues with units to write.
     dirty: AtomicBool,
     deleted: AtomicBool,
+    /// Takes no records: its topic is about to be deleted.
+    refused: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -128,6 +130,10 @@ impl ConsumeQueue {
 
     pub(crate) fn key_prefix(&self) -> i32 {
         self.key_prefix
+    }
+
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_deleted(&self) -> bool {
@@ -410,6 +416,7 @@ impl ConsumeQueues {
             max: AtomicI64::new(0),
             dirty: AtomicBool::new(false),
             deleted: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
             inner: Mutex::new(Inner::default()),
         }
     }
@@ -1117,6 +1124,8 @@ impl ConsumeQueues {
                 .fetch_add(unwritten(inner.written, offset), Ordering::Relaxed);
             queue.max.store(offset, Ordering::Release);
             queue.next.store(offset, Ordering::Relaxed);
+            // A topic made anew behind a late record of its former life.
+            queue.min.fetch_min(offset, Ordering::AcqRel);
             (offset, was_written)
         };
         if from < to {
@@ -1168,6 +1177,17 @@ impl ConsumeQueues {
             }
         }
         Ok(())
+    }
+
+    /// Whether the queues of a topic that were touched so far take no records.
+    pub(crate) fn refuse_topic(&self, topic: &str, refused: bool) {
+        if let Some(queues) = self.topics.read().get(topic) {
+            for slot in queues.values() {
+                if let Slot::Loaded(queue) = &*slot.read() {
+                    queue.refused.store(refused, Ordering::Relaxed);
+                }
+            }
+        }
     }
 
     /// Removes a topic's queues and their folder.

@@ -747,6 +747,12 @@ impl Store {
         self.closed.load(Ordering::Acquire)
     }
 
+    /// Whether appends to the queues of a topic that somebody holds are refused: of what is appended next, it is known what
+    /// lies in front of it. Deleted queues are made anew as ones that take records.
+    pub fn refuse_topic(&self, topic: &str, refused: bool) {
+        self.queues.refuse_topic(topic, refused);
+    }
+
     /// Removes the queues of a topic; its records stay in the log until retention takes them.
     pub fn delete_topic(&self, topic: &str) -> Result<(), Error> {
         // First nothing is claimed of the queues any more: a crash in between must not call them missing.

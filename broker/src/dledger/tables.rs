@@ -433,10 +433,10 @@ impl Ledger {
     }
 
     /// Entries from this position on are gone, or, with 0, everything that is not agreed on is another leader's affair now.
-    /// Whether the broker may show what is no more.
-    pub fn cut(&mut self, position: u64) -> bool {
+    /// Gives back what the broker may still show of it.
+    pub fn cut(&mut self, position: u64) -> Vec<Changes> {
         let keep = self.proposed.partition_point(|p| p.position < position);
-        self.proposed.drain(keep..).len() > 0
+        self.proposed.drain(keep..).map(|p| p.changes).collect()
     }
 
     /// The log begins anew behind this index; what comes says everything again.
@@ -692,7 +692,20 @@ impl GroupTables {
         if let Some(why) = ledger.refuses(&changes) {
             return Err(PutError::Busy(why));
         }
-        self.append(&mut ledger, changes)
+        // Who still holds the topic appends nothing behind its deletion: what is made anew begins at nothing.
+        self.refuse(&changes.deleted_topics, true);
+        let deleted = changes.deleted_topics.clone();
+        let appended = self.append(&mut ledger, changes);
+        if appended.is_err() {
+            self.refuse(&deleted, false);
+        }
+        appended
+    }
+
+    fn refuse(&self, topics: &[String], refused: bool) {
+        for topic in topics {
+            self.store.refuse_topic(topic, refused);
+        }
     }
 
     /// All or nothing is shown; where a later entry is refused, the earlier ones are shown when they are agreed on.
@@ -762,12 +775,15 @@ impl GroupTables {
         let dropped = {
             let mut ledger = self.ledger.lock();
             let dropped = ledger.cut(position);
-            if dropped {
+            for changes in &dropped {
+                self.refuse(&changes.deleted_topics, false);
+            }
+            if !dropped.is_empty() {
                 self.progress.send_modify(|p| p.era += 1);
             }
             dropped
         };
-        if dropped {
+        if !dropped.is_empty() {
             tracing::info!("changes of topics and groups are taken back: nobody agreed on them");
             self.restore(broker);
         }
@@ -1241,13 +1257,13 @@ mod tests {
             ledger.propose(index, position, Changes::of_topics([topic(name, 4)]));
         }
         ledger.show(3);
-        assert!(!ledger.cut(800));
-        assert!(ledger.cut(600));
+        assert_eq!(ledger.cut(800), []);
+        assert_eq!(ledger.cut(600).len(), 2);
         assert_eq!(names(&ledger.shown()), ["T"]);
         assert_eq!(ledger.newest(), 5);
-        assert!(ledger.cut(0));
+        assert_eq!(ledger.cut(0).len(), 1);
         assert_eq!(names(&ledger.shown()), [""; 0]);
-        assert!(!ledger.cut(0));
+        assert_eq!(ledger.cut(0), []);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use remoting::protocol::{RemotingCommand, request_code, response_code};
 
 use crate::common::load::{CALL_LIMIT, TOPIC, message, place};
 use crate::common::until;
-use crate::group::{Cluster, Node};
+use crate::group::{Cluster, Node, SENDERS};
 
 /// Rows that changes are about.
 const NAMES: u64 = 6;
@@ -523,5 +523,152 @@ async fn a_new_leader_knows_topics_groups_and_offsets_and_delivers_what_was_dela
             .collect();
         assert_eq!(bodies, wanted, "on {}", node.name);
     }
+    cluster.end().await;
+}
+
+fn to_queue_0(topic: &str, body: &str) -> RemotingCommand {
+    let mut message = message(body);
+    for (field, value) in [("topic", topic), ("queueId", "0")] {
+        let (field, value) = (field.to_owned(), value.to_owned());
+        message.ext_fields.insert(field, value);
+    }
+    message
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_and_made_anew_begins_at_nothing_on_every_member() {
+    const NAME: &str = "topic-anew";
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 3, "ASYNC_FLUSH", "").await;
+    cluster.all_sure().await;
+    let client = RemotingClient::default();
+    for round in 0..3 {
+        let leader = cluster.taking().await;
+        let address = cluster.nodes[leader].address.clone();
+        let make = Change::Topic(NAME.into(), 1 + round);
+        make.ask(&cluster.admin, &address).await.unwrap();
+        for offset in 0..5 {
+            let send = to_queue_0(NAME, &format!("old {round}"));
+            let answer = client.invoke(&address, send, CALL_LIMIT).await.unwrap();
+            assert_eq!(place(&answer), Some((0, offset)), "{:?}", answer.remark);
+        }
+        cluster
+            .admin
+            .delete_topic_in_broker(&address, NAME)
+            .await
+            .unwrap();
+        assert_eq!(
+            cluster.admin.topic_config(&address, NAME).await.unwrap(),
+            None
+        );
+        if round == 1 {
+            // Whoever leads next makes it anew.
+            cluster.nodes[leader].kill();
+        }
+        let next = cluster.taking().await;
+        let address = cluster.nodes[next].address.clone();
+        make.ask(&cluster.admin, &address).await.unwrap();
+        let new = format!("new {round}");
+        let answer = client
+            .invoke(&address, to_queue_0(NAME, &new), CALL_LIMIT)
+            .await
+            .unwrap();
+        assert_eq!(place(&answer), Some((0, 0)), "{:?}", answer.remark);
+        if round == 1 {
+            cluster.nodes[leader].start();
+        }
+        cluster.all_level().await;
+        for node in &cluster.nodes {
+            let mut bodies = Vec::new();
+            until("the new message is shown", async || {
+                let pulled = cluster.admin.pull(&node.address, NAME, 0, 0, 32).await;
+                let found = pulled.map_or(Vec::new(), |(found, _)| found);
+                bodies = found.into_iter().map(|m| m.body).collect();
+                bodies.last().map(Vec::as_slice) == Some(new.as_bytes())
+            })
+            .await;
+            assert_eq!(bodies.len(), 1, "on {} in round {round}", node.name);
+        }
+        cluster
+            .admin
+            .delete_topic_in_broker(&address, NAME)
+            .await
+            .unwrap();
+    }
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_under_load_takes_nothing_of_what_comes_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 3, "ASYNC_FLUSH", "").await;
+    cluster.all_sure().await;
+    let load = cluster.load();
+    let mut gone = load.so_far();
+    for _ in 0..5 {
+        load.acknowledged(100).await;
+        let leader = cluster.leader(|_| true).await;
+        let address = &cluster.nodes[leader].address;
+        cluster
+            .admin
+            .delete_topic_in_broker(address, TOPIC)
+            .await
+            .unwrap();
+        // What was on its way may have been taken before.
+        load.acknowledged(4 * SENDERS).await;
+        gone = load.so_far();
+    }
+    load.acknowledged(100).await;
+    let leader = cluster.leader(|_| true).await;
+    cluster.nodes[leader].kill();
+    load.acknowledged(100).await;
+    cluster.nodes[leader].start();
+    let mut acknowledged = load.stop().await;
+    acknowledged.retain(|body, _| !gone.contains_key(body));
+    assert!(acknowledged.len() > 100);
+    cluster.all_level().await;
+    cluster.check(0..3, &acknowledged).await;
+    cluster.end().await;
+}
+
+/// Of a broker of another mode whose folder this was.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_files_said_before_the_first_start_is_known_to_the_whole_group() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::prepare(dir.path(), 3, "ASYNC_FLUSH", "").await;
+    let topics = r#"{"dataVersion":{"counter":4,"timestamp":1},"topicConfigTable":{
+        "topic-old":{"order":false,"perm":6,"readQueueNums":5,"topicFilterType":"SINGLE_TAG","topicName":"topic-old","topicSysFlag":0,"writeQueueNums":5}}}"#;
+    let groups = r#"{"dataVersion":{"counter":2,"timestamp":1},"subscriptionGroupTable":{
+        "group-old":{"groupName":"group-old","retryMaxTimes":7,"retryQueueNums":1}}}"#;
+    for node in &mut cluster.nodes {
+        let config = node.store.join("config");
+        fs::create_dir_all(&config).unwrap();
+        fs::write(config.join("topics.json"), topics).unwrap();
+        fs::write(config.join("subscriptionGroup.json"), groups).unwrap();
+        node.start();
+    }
+    cluster.all_sure().await;
+    let wanted: Rows = [("group-old", 7), ("topic-old", 5)]
+        .map(|(name, number)| (name.to_owned(), number))
+        .into();
+    let leader = cluster.taking().await;
+    assert_eq!(cluster.all_alike(leader).await, wanted);
+    // It is in the log by now: who had nothing, or loses it, has it from there.
+    let lost = cluster.others(leader)[0];
+    cluster.nodes[lost].kill();
+    fs::remove_dir_all(&cluster.nodes[lost].store).unwrap();
+    cluster.nodes[lost].start();
+    assert_eq!(cluster.all_alike(leader).await, wanted);
+    let gone = Change::NoTopic("topic-old".into());
+    gone.ask(&cluster.admin, &cluster.nodes[leader].address)
+        .await
+        .unwrap();
+    for node in &mut cluster.nodes {
+        node.kill();
+        node.start();
+    }
+    let leader = cluster.taking().await;
+    let left: Rows = [("group-old".to_owned(), 7)].into();
+    assert_eq!(cluster.all_alike(leader).await, left);
     cluster.end().await;
 }

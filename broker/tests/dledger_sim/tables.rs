@@ -266,7 +266,7 @@ impl World {
         let known = &mut node.known;
         let doubt = |known: &mut Known, position: u64| {
             known.waiting.clear();
-            u64::from(known.ledger.cut(position))
+            u64::from(!known.ledger.cut(position).is_empty())
         };
         if let Some(position) = cut {
             self.count.taken_back += doubt(known, position);

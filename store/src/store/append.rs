@@ -152,6 +152,9 @@ impl Store {
         if self.frames.is_some() && state.gate.is_none() {
             return Err(PutError::NotLeader);
         }
+        if messages.iter().any(|m| m.queue.is_refused()) {
+            return Err(PutError::Busy("the topic is being deleted"));
+        }
         if self.scan_from.load(Ordering::Acquire) != u64::MAX {
             // A slave became master, a follower leader: once all it received is dispatched, queue offsets are assigned here.
             if self.confirm_offset() < state.tail.position {

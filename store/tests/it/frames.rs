@@ -420,6 +420,51 @@ fn an_entry_without_records_goes_the_way_of_batches_and_is_shown_as_nothing() {
 }
 
 #[test]
+fn a_topic_that_is_made_anew_is_read_from_its_begin_though_a_late_record_came_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let store = open(framed(dir.path()));
+    let follower = open(framed(other.path()));
+    lead(&store, 1);
+    for _ in 0..5 {
+        put(&store, "t", 0, b"old");
+    }
+    commit_all(&store);
+    copy(&store, &follower);
+    commit_all(&follower);
+    // The follower is quicker than a sender who still holds the queue.
+    follower.delete_topic("t").unwrap();
+    put(&store, "t", 0, b"late");
+    store.delete_topic("t").unwrap();
+    put(&store, "t", 0, b"new");
+    put(&store, "t", 0, b"newer");
+    commit_all(&store);
+    copy(&store, &follower);
+    commit_all(&follower);
+    for store in [&store, &follower] {
+        let queue = store.find_queue("t", 0).unwrap();
+        assert_eq!((queue.min_offset(), queue.max_offset()), (0, 2));
+        assert_eq!(store.query_consume_queue("t", 0, 0, 5).len(), 2);
+    }
+}
+
+#[test]
+fn nothing_is_appended_to_a_topic_while_it_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(framed(dir.path()));
+    lead(&store, 1);
+    put(&store, "t", 0, b"before");
+    store.refuse_topic("t", true);
+    let refused = append(&store, "t", 0, &[Message::default()]);
+    assert!(matches!(refused, Err(PutError::Busy(_))), "{refused:?}");
+    put(&store, "u", 0, b"another");
+    store.refuse_topic("t", false);
+    put(&store, "t", 0, b"behind");
+    commit_all(&store);
+    assert_eq!(store.max_offset("t", 0), 2);
+}
+
+#[test]
 fn a_log_that_is_given_up_goes_on_where_the_leader_s_begins() {
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let leader = open(framed(a.path()));
