@@ -242,17 +242,15 @@ async fn sends_in_flight_are_bounded_per_connection_and_in_all() {
             }
         });
     };
+    let known = || rig.broker.acks.waiting() + answers.1.load(Ordering::SeqCst);
     // One connection sends until it is refused; the next one is not: the bound of a connection is its own.
     for connection in 0..3 {
         let client = Arc::new(rig.client());
         let refused = answers.1.load(Ordering::SeqCst);
         while answers.1.load(Ordering::SeqCst) == refused {
-            let known = rig.broker.acks.waiting() + answers.1.load(Ordering::SeqCst);
+            let before = known();
             pile(&client, &mut sends);
-            until("waits or is refused", || {
-                rig.broker.acks.waiting() + answers.1.load(Ordering::SeqCst) > known
-            })
-            .await;
+            until("it waits or is refused", || known() > before).await;
         }
         clients.push(client);
         let held = usize::try_from(rig.broker.acks.bytes_in_flight()).unwrap() / (connection + 1);
@@ -265,12 +263,9 @@ async fn sends_in_flight_are_bounded_per_connection_and_in_all() {
     let refused = answers.1.load(Ordering::SeqCst);
     while answers.1.load(Ordering::SeqCst) == refused {
         let client = Arc::new(rig.client());
-        let known = rig.broker.acks.waiting() + answers.1.load(Ordering::SeqCst);
+        let before = known();
         pile(&client, &mut sends);
-        until("waits or is refused", || {
-            rig.broker.acks.waiting() + answers.1.load(Ordering::SeqCst) > known
-        })
-        .await;
+        until("it waits or is refused", || known() > before).await;
         clients.push(client);
     }
     let held = usize::try_from(rig.broker.acks.bytes_in_flight()).unwrap();

@@ -81,12 +81,7 @@ async fn a_new_slave_begins_with_the_oldest_file_that_its_master_still_has() {
         client.sent(&"x".repeat(4_000), SUCCESS).await;
     }
     let slave = start(slave(dir.path(), 1)).await;
-    points_at(&slave, &master);
-    until("the slave has everything", || level(&master, &slave)).await;
-    assert_eq!(slave.store.min_phy_offset(), oldest);
-    same_log(&master, &slave);
-    slave.shutdown().await;
-    master.shutdown().await;
+    begins_at(oldest, &master, &slave).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,8 +1,11 @@
 //! The stream itself, byte for byte: recorded between the original's brokers, played against ours from either end.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use broker::ha::protocol::{ChunkReader, HEADER_BYTES, Piece, encode_header};
+use broker::{Broker, BrokerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -41,8 +44,8 @@ fn recording(server: &str) -> Vec<Recorded> {
 }
 
 /// The recording holds a delayed message: nobody delivers it meanwhile.
-fn no_deliveries(config: broker::BrokerConfig) -> broker::BrokerConfig {
-    broker::BrokerConfig {
+fn no_deliveries(config: BrokerConfig) -> BrokerConfig {
+    BrokerConfig {
         message_delay_level: "1000d".to_owned(),
         ..config
     }
@@ -146,15 +149,20 @@ async fn report(stream: &mut TcpStream) -> u64 {
     u64::from_be_bytes(bytes)
 }
 
+/// A slave whose master is what this test writes to the connections that it accepts.
+async fn slave_of_this_test(dir: &Path) -> (TcpListener, Arc<Broker>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = BrokerConfig {
+        ha_master_address: listener.local_addr().unwrap().to_string(),
+        ..no_deliveries(slave(dir, 1))
+    };
+    (listener, start(config).await)
+}
+
 async fn a_slave_answers_as_the_original_did(server: &str) {
     let recording = recording(server);
     let dir = tempfile::tempdir().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let config = broker::BrokerConfig {
-        ha_master_address: listener.local_addr().unwrap().to_string(),
-        ..no_deliveries(slave(dir.path(), 1))
-    };
-    let slave = start(config).await;
+    let (listener, slave) = slave_of_this_test(dir.path()).await;
     let (mut stream, _) = listener.accept().await.unwrap();
     let expected = reports(&recording);
     assert_eq!(report(&mut stream).await, expected[0]);
@@ -208,12 +216,7 @@ async fn a_slave_reports_to_a_5_3_3_master_as_the_originals_did() {
 async fn a_stream_that_arrives_byte_by_byte_gives_the_same_log() {
     let sent = sent_by_master(&recording("4.9.7"));
     let dir = tempfile::tempdir().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let config = broker::BrokerConfig {
-        ha_master_address: listener.local_addr().unwrap().to_string(),
-        ..no_deliveries(slave(dir.path(), 1))
-    };
-    let slave = start(config).await;
+    let (listener, slave) = slave_of_this_test(dir.path()).await;
     let (mut stream, _) = listener.accept().await.unwrap();
     stream.set_nodelay(true).unwrap();
     for byte in &sent {
@@ -238,12 +241,7 @@ async fn a_connection_that_breaks_within_a_chunk_leaves_no_gap() {
     let all = chunks(&sent_by_master(&recording("5.3.3")));
     let log: Vec<u8> = all.iter().flat_map(|(_, data)| data.clone()).collect();
     let dir = tempfile::tempdir().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let config = broker::BrokerConfig {
-        ha_master_address: listener.local_addr().unwrap().to_string(),
-        ..no_deliveries(slave(dir.path(), 1))
-    };
-    let slave = start(config).await;
+    let (listener, slave) = slave_of_this_test(dir.path()).await;
     let mut expected = 0;
     for cut in [1, 11, 12, 13, 100, 300] {
         let (mut stream, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
@@ -315,7 +313,7 @@ async fn a_stock_slave_without_a_log_begins_with_the_last_file() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_are_bounded_and_never_cross_a_file() {
     let dir = tempfile::tempdir().unwrap();
-    let config = broker::BrokerConfig {
+    let config = BrokerConfig {
         ha_transfer_batch_size: 10_000,
         ..master(dir.path(), "ASYNC_MASTER")
     };
@@ -349,12 +347,7 @@ async fn a_stock_master_with_another_history_is_refused_with_a_sentence() {
         .flat_map(|(_, data)| data)
         .collect();
     let dir = tempfile::tempdir().unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let config = broker::BrokerConfig {
-        ha_master_address: listener.local_addr().unwrap().to_string(),
-        ..no_deliveries(slave(dir.path(), 1))
-    };
-    let slave = start(config).await;
+    let (listener, slave) = slave_of_this_test(dir.path()).await;
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut whole = encode_header(0, log.len() as u32).to_vec();
     whole.extend_from_slice(&log);

@@ -1,13 +1,14 @@
 //! What the replication tests share: brokers on loopback, sends, and the comparison of two logs.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use broker::config::BrokerRole;
 use broker::role::MasterAddress;
 use broker::{Broker, BrokerConfig};
 use remoting::protocol::RemotingCommand;
 
-use crate::support::{Client, PATIENCE, message, small};
+use crate::support::{Client, PATIENCE, message, small, until};
 
 pub(crate) const SEGMENT: i64 = 64 << 10;
 
@@ -87,6 +88,16 @@ pub(crate) fn bytes(broker: &Broker, from: u64) -> Vec<u8> {
         assert!(n > 0);
     }
     out
+}
+
+/// The slave gets all that its master has from this position on, and nothing else is there; both stop.
+pub(crate) async fn begins_at(oldest: u64, master: &Arc<Broker>, slave: &Arc<Broker>) {
+    points_at(slave, master);
+    until("the slave has everything", || level(master, slave)).await;
+    assert_eq!(slave.store.min_phy_offset(), oldest);
+    same_log(master, slave);
+    slave.shutdown().await;
+    master.shutdown().await;
 }
 
 impl Client {
