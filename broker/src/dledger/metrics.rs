@@ -85,6 +85,11 @@ impl Group {
             ("member_sure", "1 when the member's word counts", |m| {
                 i64::from(m.sure)
             }),
+            (
+                "member_may_lead",
+                "1 when the leadership may be handed to the member",
+                |m| i64::from(m.may_lead),
+            ),
         ] {
             let name = format!("rocketmq_dledger_{name}");
             header(out, &name, help, "gauge");
