@@ -32,7 +32,7 @@ pub struct StoreLog {
     last: u64,
     /// Index and end of entries that were not persisted when somebody last looked, ascending.
     unpersisted: VecDeque<(u64, u64)>,
-    /// When there was no room for the last time.
+    /// While there is no room: when somebody waited for it for the last time.
     refused: Option<Instant>,
 }
 
@@ -144,14 +144,17 @@ impl EntryLog for StoreLog {
         if !self.store.has_room(bytes) && !rests {
             self.store.wait_flushed(self.store.written(), ROOM_PATIENCE);
         }
-        let room = self.store.has_room(bytes);
-        if room {
+        if self.store.has_room(bytes) {
             self.refused = None;
-        } else if !rests {
+            return true;
+        }
+        if self.refused.is_none() {
             tracing::warn!("what the leader sends is refused: the disk is full, or too far behind");
+        }
+        if !rests {
             self.refused = Some(Instant::now());
         }
-        room
+        false
     }
 
     fn append(&mut self, entry: &Descriptor, frame: &[u8]) -> io::Result<()> {

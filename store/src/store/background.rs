@@ -73,7 +73,10 @@ impl Store {
 
     pub(super) fn dispatch_round(&self) {
         let frames = self.frames.as_ref().map_or(Ok(()), FrameTable::save);
-        if let Err(error) = frames {
+        // They are not needed, and a full disk is told of elsewhere.
+        if let Err(error) = frames
+            && !error.is_disk_full()
+        {
             tracing::warn!(%error, "the table of entries could not be written");
         }
         if let Err(error) = self.save_offsets(false) {
