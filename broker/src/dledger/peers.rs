@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 
+use super::entry::MAX_MEMBERS;
 use super::service::name_of;
 use super::transport::Identity;
+
+/// Whoever reaches the port may call with any id.
+const MAX_TOLD: usize = 4 * MAX_MEMBERS;
 
 /// This member, and the others as they told.
 pub(super) struct Peers {
@@ -23,7 +27,15 @@ impl Peers {
 
     /// A member called; the error says why it is not listened to.
     pub(super) fn greeted(&self, caller: &Identity) -> Result<(), String> {
-        let before = self.told.lock().insert(caller.id, caller.clone());
+        let before = {
+            let mut told = self.told.lock();
+            let before = told.insert(caller.id, caller.clone());
+            // The ids of members are small.
+            while told.len() > MAX_TOLD {
+                told.pop_last();
+            }
+            before
+        };
         if let Some(why) = self.disagrees(caller) {
             return Err(why);
         }
@@ -105,6 +117,16 @@ mod tests {
         assert_eq!(peers.disagreement(), Some(why));
         assert_eq!(peers.greeted(&member(3, 1 << 20, true)), Ok(()));
         assert_eq!(peers.disagreement(), None);
+    }
+
+    #[test]
+    fn of_many_who_call_the_members_are_remembered() {
+        let peers = Peers::new(member(1, 1 << 20, true));
+        for id in (2..5).chain(1_000..2_000) {
+            assert_eq!(peers.greeted(&member(id, 1 << 20, true)), Ok(()));
+        }
+        assert_eq!(peers.told.lock().len(), MAX_TOLD);
+        assert!((2..5).all(|id| peers.address(id).is_some()));
     }
 
     #[test]
