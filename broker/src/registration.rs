@@ -317,7 +317,7 @@ impl Worker {
         let Some(mut roles) = self.broker.upgrade().map(|b| b.role.subscribe()) else {
             return;
         };
-        let mut registers_as = roles.borrow_and_update().broker_id;
+        let mut registers_as = identity_of(&roles.borrow_and_update());
         loop {
             let Some(broker) = self.broker.upgrade() else {
                 return;
@@ -333,8 +333,9 @@ impl Worker {
             let command = tokio::select! {
                 command = commands.recv() => command,
                 Ok(()) = roles.changed() => {
-                    let id = roles.borrow_and_update().broker_id;
-                    if id != std::mem::replace(&mut registers_as, id) {
+                    let now = identity_of(&roles.borrow_and_update());
+                    if now != std::mem::replace(&mut registers_as, now) {
+                        let (id, _) = now;
                         tracing::info!(broker_id = id, "another role, another registration");
                         self.all_due();
                         if let Some(broker) = self.broker.upgrade().filter(|_| id < 0) {
@@ -661,6 +662,15 @@ impl Worker {
     }
 }
 
+/// What another registration follows from: the id, and a master's term. One that was elected again may have lost its place
+/// to another meanwhile, without having seen it.
+fn identity_of(role: &RoleNow) -> (i64, u64) {
+    match role.role {
+        Role::Master => (role.broker_id, role.term),
+        Role::Slave | Role::Undecided => (role.broker_id, 0),
+    }
+}
+
 fn interval(broker: &Broker) -> Duration {
     Duration::from_millis(
         u64::try_from(broker.settings.raw.namesrv_resolve_interval_ms).unwrap_or(2_000),
@@ -901,6 +911,21 @@ mod tests {
             address: address.map(str::to_owned),
             ha_address: ha.map(str::to_owned),
         }
+    }
+
+    #[test]
+    fn a_master_that_was_elected_again_registers_again_and_a_slave_does_not() {
+        let role = |role: Role, broker_id: i64, term: u64| RoleNow {
+            role,
+            broker_id,
+            sync: true,
+            master: MasterAddress::default(),
+            term,
+        };
+        let of = |of: Role, id: i64, term: u64| identity_of(&role(of, id, term));
+        assert_ne!(of(Role::Master, 0, 3), of(Role::Master, 0, 5));
+        assert_ne!(of(Role::Master, 0, 3), of(Role::Slave, 1, 3));
+        assert_eq!(of(Role::Slave, 2, 3), of(Role::Slave, 2, 4));
     }
 
     #[test]
