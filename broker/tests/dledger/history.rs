@@ -135,18 +135,7 @@ impl History {
         let found = read_at_the_end().await;
         let sends = std::mem::take(&mut *self.recorded.sends.lock().unwrap());
         let reads = std::mem::take(&mut *self.recorded.reads.lock().unwrap());
-        let mut of_body: BTreeMap<&str, Place> = BTreeMap::new();
-        for (place, body) in &found {
-            let before = of_body.insert(body, *place);
-            assert_eq!(
-                before, None,
-                "a try to send is there twice: {body}, {place:?}"
-            );
-        }
-        check_places(&sends, &found, &of_body);
-        check_order(&sends, &of_body);
-        check_shown(&reads, &found);
-        check_visible(&sends, &reads);
+        check_all(&sends, &reads, &found);
         let of = |fate: fn(&Fate) -> bool| sends.iter().filter(|s| fate(&s.fate)).count();
         println!(
             "{} messages: {} acknowledged, {} refused, {} of unknown fate; {} reads",
@@ -241,6 +230,21 @@ async fn read_on(member: String, at: usize, recorded: Arc<Recorded>) {
             record(life, queue, began, Shown::From(from, shown.collect()));
         }
     }
+}
+
+fn check_all(sends: &[Sent], reads: &[Read], found: &Found) {
+    let mut of_body: BTreeMap<&str, Place> = BTreeMap::new();
+    for (place, body) in found {
+        let before = of_body.insert(body, *place);
+        assert_eq!(
+            before, None,
+            "a try to send is there twice: {body}, {place:?}"
+        );
+    }
+    check_places(sends, found, &of_body);
+    check_order(sends, &of_body);
+    check_shown(reads, found);
+    check_visible(sends, reads);
 }
 
 /// What was acknowledged lies where that was said, and what was refused nowhere.
@@ -339,5 +343,102 @@ fn check_visible(sends: &[Sent], reads: &[Read]) {
                 "{read:?}: it had acknowledged {offset} already"
             );
         }
+    }
+}
+
+/// What must not happen is found.
+mod tests {
+    use super::*;
+
+    struct Story {
+        began: Instant,
+        found: Found,
+        sends: Vec<Sent>,
+        reads: Vec<Read>,
+    }
+
+    impl Story {
+        /// `a` and `b`, one acknowledged after the other by the member 0, which showed both.
+        fn good() -> Self {
+            let mut story = Self {
+                began: Instant::now(),
+                found: Found::from([((0, 0), "a".into()), ((0, 1), "b".into())]),
+                sends: Vec::new(),
+                reads: Vec::new(),
+            };
+            story.sent("a", 0, 1, Fate::Acknowledged((0, 0)));
+            story.sent("b", 2, 3, Fate::Acknowledged((0, 1)));
+            story.read(4, Shown::End(2));
+            let both = [(0, "a".into()), (1, "b".into())];
+            story.read(5, Shown::From(0, BTreeMap::from(both)));
+            story
+        }
+
+        fn at(&self, ms: u64) -> Instant {
+            self.began + Duration::from_millis(ms)
+        }
+
+        fn sent(&mut self, body: &str, began: u64, ended: u64, fate: Fate) {
+            self.sends.push(Sent {
+                body: body.into(),
+                to: 0,
+                life: Some(0),
+                began: self.at(began),
+                ended: self.at(ended),
+                fate,
+            });
+        }
+
+        fn read(&mut self, began: u64, shown: Shown) {
+            self.reads.push(Read {
+                at: 0,
+                life: 0,
+                queue: 0,
+                began: self.at(began),
+                shown,
+            });
+        }
+
+        fn fits(self) -> bool {
+            std::panic::catch_unwind(|| check_all(&self.sends, &self.reads, &self.found)).is_ok()
+        }
+    }
+
+    #[test]
+    fn a_history_that_fits_one_log_is_told_from_one_that_does_not() {
+        assert!(Story::good().fits());
+        type Happens = fn(&mut Story);
+        let bad: [(&str, Happens); 9] = [
+            ("lost", |s| drop(s.found.remove(&(0, 1)))),
+            ("changed", |s| drop(s.found.insert((0, 1), "c".into()))),
+            ("twice", |s| drop(s.found.insert((0, 2), "a".into()))),
+            ("two in one place", |s| {
+                s.sent("c", 4, 5, Fate::Acknowledged((0, 1)));
+            }),
+            ("refused and there", |s| s.sends[0].fate = Fate::Refused),
+            ("out of order", |s| {
+                s.sends[0].fate = Fate::Acknowledged((0, 1));
+                s.sends[1].fate = Fate::Acknowledged((0, 0));
+                s.found = Found::from([((0, 0), "b".into()), ((0, 1), "a".into())]);
+                s.reads.clear();
+            }),
+            ("shown and gone", |s| s.read(6, Shown::End(3))),
+            ("shown no more", |s| s.read(6, Shown::End(1))),
+            ("acknowledged and not shown", |s| {
+                s.reads.clear();
+                s.read(4, Shown::End(1));
+            }),
+        ];
+        for (what, happens) in bad {
+            let mut story = Story::good();
+            happens(&mut story);
+            assert!(!story.fits(), "{what}");
+        }
+        // Of unknown fate it may be there or not; who did not know it yet did not show it.
+        let mut story = Story::good();
+        story.sends[1].fate = Fate::Unknown;
+        story.reads.clear();
+        story.read(4, Shown::End(1));
+        assert!(story.fits());
     }
 }
