@@ -55,6 +55,20 @@ impl Node {
         assert!(sent.success());
     }
 
+    /// Whether SIGSTOP reached every thread: until then they may take what comes.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let pid = self.process.as_ref().unwrap().0.id();
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        threads.map(Result::unwrap).all(|thread| {
+            // `id (name) state …`.
+            let stat = fs::read_to_string(thread.path().join("stat"));
+            stat.is_ok_and(|stat| {
+                stat.rsplit_once(") ")
+                    .is_some_and(|(_, s)| s.starts_with('T'))
+            })
+        })
+    }
+
     /// Whether the process ended by itself.
     pub(crate) fn has_ended(&mut self) -> bool {
         let process = self.process.as_mut();

@@ -42,6 +42,7 @@ async fn what_waited_in_the_sockets_of_a_stopped_leader_is_not_acknowledged_by_i
         assert!(place(&answer.await.unwrap()).is_some());
     }
     cluster.nodes[old].signal("-STOP");
+    until("it is stopped", async || cluster.nodes[old].is_stopped()).await;
     let late: Vec<_> = clients
         .into_iter()
         .map(|client| {
