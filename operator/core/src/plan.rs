@@ -6,7 +6,7 @@
 //!
 //! Order of a roll: a pod that is outdated and not well comes first (it serves nobody, and its fault may be what the change repairs), but only while
 //! no pod of its kind is unwell *with* the new settings, so that a bad change stops at one pod; then name servers, then brokers by group, within a
-//! group those that follow from the highest ordinal down, and last who takes the writes. A broker is well when it is registered and, where it follows
+//! group those that follow from the highest ordinal down, and last who takes the writes (an elected leader even when it is not well). A broker is well when it is registered and, where it follows
 //! somebody, has caught up; so the master goes only when all that it has is elsewhere too. In a group that elects its master no restart leaves fewer
 //! than a majority of members that are up and caught up.
 
@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 
-use self::group::{Group, MAX_LAG_BYTES, behind};
+use self::group::{Elected, Group, MAX_LAG_BYTES, behind};
 use crate::api::Mode;
 use crate::build::{
     CLAIM, Component, LABEL_COMPONENT, LABEL_GROUP, Objects, build, config_hash, names,
@@ -477,6 +477,8 @@ fn roll(cluster: &ValidatedCluster, objects: &Objects, observed: &Observed) -> R
     let mut broken: Option<Restart> = None;
     let mut unwell: Option<(Component, Restart)> = None;
     let mut healthy: Option<Restart> = None;
+    // The first of a group's brokers that are outdated and well.
+    let mut follower: Option<(i32, Restart)> = None;
     // Something on its way; nothing may be restarted until it is done.
     let mut on_its_way: Option<String> = None;
     // Something that is not well; only a pod that is itself outdated and not well may be restarted.
@@ -516,7 +518,8 @@ fn roll(cluster: &ValidatedCluster, objects: &Objects, observed: &Observed) -> R
             pod: name.clone(),
             why: why.clone(),
         });
-        if let Some(risk) = group.and_then(|group| leaves_no_majority(group, &wanted)) {
+        let risk = group.filter(|_| cluster.mode == Mode::DLedger);
+        if let Some(risk) = risk.and_then(|group| leaves_no_majority(group, &wanted, pod)) {
             at_risk.get_or_insert(risk);
             continue;
         }
@@ -529,10 +532,18 @@ fn roll(cluster: &ValidatedCluster, objects: &Objects, observed: &Observed) -> R
         };
         if pod.trouble.is_some() {
             broken.get_or_insert(restart);
-        } else if well.is_err() {
-            unwell.get_or_insert((wanted.component, restart));
-        } else {
+        } else if well.is_ok() {
+            if follower.as_ref().is_none_or(|(of, _)| *of != wanted.group) {
+                follower = Some((wanted.group, restart.clone()));
+            }
             healthy.get_or_insert(restart);
+        } else if !is_only_unheard(pod) {
+            // Who leads goes last, well or not.
+            let before = follower.take_if(|(of, _)| {
+                *of == wanted.group && group.is_some_and(|g| g.elected.is_some())
+            });
+            let first = before.map_or(restart, |(_, restart)| restart);
+            unwell.get_or_insert((wanted.component, first));
         }
     }
     let unwell = unwell
@@ -555,9 +566,25 @@ fn roll(cluster: &ValidatedCluster, objects: &Objects, observed: &Observed) -> R
     roll
 }
 
-/// A group that elects keeps a majority of members that are up and caught up, whoever is restarted. A member that does not count now can go at any time.
-fn leaves_no_majority(group: &Group, wanted: &Wanted) -> Option<String> {
-    let elected = group.elected.as_ref()?;
+/// A name server that was just restarted hears from the brokers within moments: no reason to restart one of them.
+fn is_only_unheard(pod: &ObservedPod) -> bool {
+    pod.ready && pod.server.as_ref().is_some_and(|server| !server.registered)
+}
+
+/// A group that elects keeps a majority of members that are up and caught up, whoever is restarted. A member that does not count now can go at any time,
+/// and while nobody tells who counts, one that is not ready.
+fn leaves_no_majority(group: &Group, wanted: &Wanted, pod: &ObservedPod) -> Option<String> {
+    let Some(elected) = &group.elected else {
+        let members = group.brokers.len();
+        return pod.ready.then(|| {
+            format!(
+                "{} is not restarted: without an answer from the leader of {} nobody knows how many of its {members} members are up and caught up, and {} are needed",
+                wanted.pod,
+                group.name,
+                Elected::quorum(members)
+            )
+        });
+    };
     let id = names::member_id(wanted.ordinal);
     if !elected.active.contains(&id) {
         return None;

@@ -467,6 +467,64 @@ fn without_a_leader_nothing_that_runs_is_touched_but_what_is_broken() {
 }
 
 #[test]
+fn a_leader_that_is_not_well_goes_last_all_the_same() {
+    let cluster = dledger(3);
+    let mut observed = with_copies(&cluster);
+    new_image(&mut observed);
+    for server in ["demo-namesrv-0", "demo-namesrv-1"] {
+        pod(&mut observed, server).revision = Some("r2".to_owned());
+    }
+    // A name server that was just restarted has not heard from everybody: that passes by itself.
+    let mut unheard = observed.clone();
+    let leader = pod(&mut unheard, "demo-broker-0-1");
+    leader.server.as_mut().unwrap().registered = false;
+    let held = plan(&cluster, &unheard);
+    assert_eq!(restart(&held), None);
+    assert_eq!(
+        held.waiting.as_deref(),
+        Some("demo-broker-0-1 is not registered with every name server yet")
+    );
+    // Whatever else is wrong with it, who follows is restarted before who leads.
+    for expected in [
+        Some("demo-broker-0-2"),
+        Some("demo-broker-0-0"),
+        Some("demo-broker-0-1"),
+        None,
+    ] {
+        pod(&mut observed, "demo-broker-0-1").ready = expected.is_none();
+        let next = plan(&cluster, &observed);
+        assert_eq!(restart(&next), expected);
+        if let Some(restart) = next.restart {
+            pod(&mut observed, &restart.pod).revision = Some("r2".to_owned());
+        }
+    }
+}
+
+#[test]
+fn while_nobody_tells_who_leads_only_members_that_are_not_ready_are_restarted() {
+    let cluster = dledger(3);
+    let mut observed = with_copies(&cluster);
+    new_image(&mut observed);
+    for server in ["demo-namesrv-0", "demo-namesrv-1"] {
+        pod(&mut observed, server).revision = Some("r2".to_owned());
+    }
+    // The leader is there and does not answer the operator in time.
+    pod(&mut observed, "demo-broker-0-1").server = None;
+    let held = plan(&cluster, &observed);
+    assert_eq!((restart(&held), held.at_risk), (None, true));
+    assert_eq!(
+        held.waiting.as_deref(),
+        Some(
+            "demo-broker-0-2 is not restarted: without an answer from the leader of broker-0 nobody knows how many of its 3 members are up and caught up, and 2 are needed"
+        )
+    );
+    for member in 0..3 {
+        pod(&mut observed, &format!("demo-broker-0-{member}")).ready = false;
+    }
+    assert_eq!(restart(&plan(&cluster, &observed)), Some("demo-broker-0-2"));
+}
+
+#[test]
 fn members_that_are_asked_for_join_one_by_one() {
     let (three, five) = (dledger(3), dledger(5));
     // One pod more is started, and no second one while it is not there.
