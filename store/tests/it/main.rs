@@ -8,6 +8,7 @@ mod damage;
 mod faults;
 mod fixtures;
 mod frames;
+mod group_model;
 mod logs;
 mod many;
 mod model;

@@ -359,22 +359,22 @@ fn run(ops: Vec<Op>) {
     }
 }
 
-/// 48 within the budget of the test command; `PROPTEST_CASES` for more.
-fn cases() -> u32 {
+/// So many within the budget of the test command; `PROPTEST_CASES` for more.
+pub(crate) fn cases(usual: u32) -> u32 {
     std::env::var("PROPTEST_CASES")
         .ok()
         .and_then(|n| n.parse().ok())
-        .unwrap_or(48)
+        .unwrap_or(usual)
 }
 
 /// The same cases each time, so that a change is judged by what it changed; `STORE_MODEL_SEED` goes through others.
-fn seed() -> RngSeed {
+pub(crate) fn seed() -> RngSeed {
     let seed = std::env::var("STORE_MODEL_SEED").ok();
     RngSeed::Fixed(seed.and_then(|s| s.parse().ok()).unwrap_or(4_907))
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), rng_seed: seed(), max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(48), rng_seed: seed(), max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn a_store_is_a_vec_whatever_happens_to_it(ops in prop::collection::vec(op(), 1..40)) {
         run(ops);
