@@ -287,7 +287,7 @@ keys! {
     Dynamic "maxLongPolls" max_long_polls: i32 = 200_000, "pulls that may wait at the same time; others are answered at once (RocketCluster's own key)";
     Dynamic "slaveReadEnable" slave_read_enable: bool = false, "let a slow consumer read from a slave; a slave serves pulls only when it is set there too";
     Dynamic "offsetCheckInSlave" offset_check_in_slave: bool = false, "a slave tells a consumer that reads outside its queue where to go on; false: its master may know better";
-    Dynamic "slaveSyncIntervalMs" slave_sync_interval_ms: i32 = 1_000, "ms between two copies of its master's offsets by a slave; topics and groups are copied every third time (RocketCluster's own key)";
+    Dynamic "slaveSyncIntervalMs" slave_sync_interval_ms: i32 = 1_000, "ms between two copies of its master's offsets by a slave; topics and groups are copied every third time, in a dledger group they are in its log (RocketCluster's own key)";
     Dynamic "litePullMessageEnable" lite_pull_message_enable: bool = true, "serve request 361";
     Dynamic "enablePropertyFilter" enable_property_filter: bool = false, "SQL92 expressions; not served yet, such subscriptions are refused";
     Dynamic "rejectPullConsumerEnable" reject_pull_consumer_enable: bool = false, "refuse pulls of connections that did not register as a consumer";

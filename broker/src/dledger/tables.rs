@@ -133,12 +133,17 @@ impl Changes {
         out
     }
 
-    /// `None` for anything that [`Changes::encode`] of this version does not write.
+    /// `None` for anything that [`Changes::encode`] of this version does not write. Topics whose names cannot be those of
+    /// folders are left out.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        match bytes.split_first()? {
-            (&VERSION, text) => serde_json::from_slice(text).ok(),
-            _ => None,
-        }
+        let (&VERSION, text) = bytes.split_first()? else {
+            return None;
+        };
+        let mut changes: Self = serde_json::from_slice(text).ok()?;
+        changes
+            .topics
+            .retain(|topic| validate_name(&topic.topic_name).is_ok());
+        Some(changes)
     }
 
     /// The same in entries of at most `limit` bytes, or of one row.
@@ -250,11 +255,7 @@ impl Tables {
     /// Applies what the entry at `index` says.
     pub fn apply(&mut self, index: u64, changes: &Changes) {
         for topic in &changes.topics {
-            // The name becomes a folder's.
-            match validate_name(&topic.topic_name) {
-                Ok(()) => self.put_topic(index, topic.clone()),
-                Err(reason) => tracing::warn!(topic = topic.topic_name, reason, "left out"),
-            }
+            self.put_topic(index, topic.clone());
         }
         for name in &changes.deleted_topics {
             self.remove(&Key::Topic(name.clone()));
@@ -1195,6 +1196,11 @@ mod tests {
         bytes[0] += 1;
         assert_eq!(Changes::decode(&bytes), None);
         assert_eq!(Changes::decode(&[]), None);
+        let outside = Changes::of_topics([topic("../T", 4), topic("T", 4)]);
+        assert_eq!(
+            Changes::decode(&outside.encode()),
+            Some(Changes::of_topics([topic("T", 4)]))
+        );
         assert_eq!(
             Changes::default().encode(),
             [&[VERSION], &b"{}"[..]].concat()
