@@ -166,7 +166,8 @@ pub const STALL_TICKS: u64 = 150;
 /// Ticks for which a log must have had room before its member counts as one that may lead again: 2 s.
 const ROOM_TICKS: u64 = 100;
 /// Ticks that a member without room waits beyond its election time-out, so that one with room is elected if there is one:
-/// 2 s. Where nobody has room one of them leads all the same: what is there can be read.
+/// 2 s. Where all are only too full to take sends one of them leads all the same, so that what is there can be read. One
+/// that could not write what it has does not stand: only a log that is persisted does.
 const NO_ROOM_PATIENCE_TICKS: usize = 100;
 /// Ticks after which a leader that must not lead, and found nobody to take over, just steps down: 2 s.
 const LEAVE_TICKS: u64 = 100;
@@ -185,7 +186,8 @@ const LOST_TICKS: u64 = 5;
 const CLOSE_ENTRIES: u64 = 4096;
 /// The state is saved anew after so many committed entries: what a restart reads again.
 const SAVE_ENTRIES: u64 = 65_536;
-/// Weight of entries that the library lets wait for their commit; the gate's limit is the one that is met first.
+/// Weight of entries that the library lets wait for their commit. A frame weighs a small part of its length, so the gate's
+/// limit is met long before.
 const MAX_UNCOMMITTED_WEIGHT: u64 = 64 * 1024 * 1024;
 /// Weight of the entries of one message and of one round of applying.
 const MAX_MESSAGE_WEIGHT: u64 = 64 * 1024;

@@ -30,7 +30,7 @@ use crate::config::DLedgerConfig;
 use crate::role::{self, MasterAddress};
 
 /// Bytes that may wait to be committed; further sends are answered SYSTEM_BUSY.
-const MAX_UNCOMMITTED_BYTES: u64 = 256 * 1024 * 1024;
+const MAX_UNCOMMITTED_BYTES: u64 = 128 * 1024 * 1024;
 /// After the thread could not run for long (SIGSTOP, a stalled disk), so many ticks are made up for.
 const MOST_TICKS_AT_ONCE: u32 = 5;
 /// A question to the group's thread is answered by then.
@@ -48,6 +48,7 @@ type Answer<T> = mpsc::SyncSender<T>;
 enum Event {
     Message(Delivery),
     Lost(u64),
+    TransportFailed,
     Retire,
     Transfer(Option<u64>, Answer<Result<(), Refused>>),
     Change(Change, Answer<Result<(), Refused>>),
@@ -117,6 +118,10 @@ impl Receiver for Ears {
 
     fn lost(&self, id: u64) {
         self.inbox.push(Event::Lost(id));
+    }
+
+    fn failed(&self) {
+        self.inbox.push(Event::TransportFailed);
     }
 
     fn greeted(&self, caller: &Identity) -> Result<(), String> {
@@ -523,6 +528,10 @@ impl Driver {
                 match event {
                     Event::Message(m) => self.member.step(m.message, &m.frames)?,
                     Event::Lost(id) => self.member.peer_lost(id),
+                    Event::TransportFailed => {
+                        let why = "the connections to the other members panicked; see the log";
+                        return Err(Error::State(why));
+                    }
                     Event::Retire => self.member.retire()?,
                     Event::Transfer(to, answer) => {
                         let to = to.or_else(|| self.member.successor());

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -70,6 +72,8 @@ pub trait Receiver: Send + Sync + 'static {
     fn lost(&self, id: u64);
     /// A member told who it is; an error is why it is not listened to.
     fn greeted(&self, caller: &Identity) -> Result<(), String>;
+    /// Some of the transport panicked: from now on members may be out of reach for ever.
+    fn failed(&self);
 }
 
 /// A message, the frames of its entries, and the room that both take while they are kept.
@@ -180,9 +184,15 @@ impl Transport {
             complaints: Rarely::default(),
         });
         let accepting = accept(listener, door, stop.clone());
+        let told = Arc::clone(&receiver);
         let thread = std::thread::Builder::new()
             .name("dledger-peers".to_owned())
-            .spawn(move || runtime.block_on(accepting))?;
+            .spawn(move || {
+                let run = AssertUnwindSafe(|| runtime.block_on(accepting));
+                if catch_unwind(run).is_err() {
+                    told.failed();
+                }
+            })?;
         Ok(Self {
             handle,
             identity,
@@ -222,12 +232,14 @@ impl Transport {
                     Arc::clone(&self.receiver),
                 );
                 let stop = stop.clone();
-                self.handle.spawn(async move {
+                let task = self.handle.spawn(async move {
                     tokio::select! {
                         () = stop.cancelled() => {}
                         () = calling => {}
                     }
                 });
+                let told = Arc::clone(&self.receiver);
+                self.handle.spawn(tell_panic(task, told));
                 outbox
             });
             peers.insert(
@@ -517,8 +529,8 @@ async fn accept(listener: TcpListener, door: Arc<Door>, stop: CancellationToken)
             }
         };
         let caller = door.callers.lock().came(&stop);
-        let door = Arc::clone(&door);
-        tokio::spawn(async move {
+        let (door, told) = (Arc::clone(&door), Arc::clone(&door.receiver));
+        let task = tokio::spawn(async move {
             let ended = tokio::select! {
                 () = caller.stop.cancelled() => Ok(()),
                 ended = listen(stream, &door, caller.number) => ended,
@@ -535,6 +547,13 @@ async fn accept(listener: TcpListener, door: Arc<Door>, stop: CancellationToken)
                 door.receiver.lost(id);
             }
         });
+        tokio::spawn(tell_panic(task, told));
+    }
+}
+
+async fn tell_panic(task: JoinHandle<()>, told: Arc<dyn Receiver>) {
+    if task.await.is_err_and(|error| error.is_panic()) {
+        told.failed();
     }
 }
 
@@ -664,7 +683,11 @@ mod tests {
         Message(u64, Type),
         Lost(u64),
         Greeted(u64),
+        Failed,
     }
+
+    /// What this one says is too much for who listens.
+    const UNBEARABLE: u64 = 1313;
 
     /// Tells what it hears; entries of one member are never done with.
     struct Ears {
@@ -688,11 +711,16 @@ mod tests {
         }
 
         fn greeted(&self, caller: &Identity) -> Result<(), String> {
+            assert_ne!(caller.id, UNBEARABLE, "a panic that the test wants");
             if self.refused == Some(caller.id) {
                 return Err("its segments have another size".into());
             }
             let _ = self.heard.send(Heard::Greeted(caller.id));
             Ok(())
+        }
+
+        fn failed(&self) {
+            let _ = self.heard.send(Heard::Failed);
         }
     }
 
@@ -754,6 +782,13 @@ mod tests {
         fn hears(&self, what: &Heard) {
             while self.next() != *what {}
         }
+    }
+
+    #[test]
+    fn a_panic_is_told() {
+        let one = member(1, None, None).knows(&[UNBEARABLE]);
+        greet(&mut open(&one), UNBEARABLE, Lane::Words);
+        one.hears(&Heard::Failed);
     }
 
     fn word(from: u64, to: u64) -> PeerMessage {

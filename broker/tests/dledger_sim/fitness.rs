@@ -103,20 +103,35 @@ fn a_hand_over_to_who_must_not_lead_is_not_taken() {
 }
 
 #[test]
-fn where_nobody_has_room_one_leads_all_the_same() {
+fn where_all_are_too_full_for_senders_one_leads_all_the_same() {
     let (mut world, leader) = group(3, true);
-    world.resting = true;
-    world.for_ms(300);
-    for id in others(&world, leader) {
-        world.fill_disk(id, true);
+    for id in 1..=3 {
+        world.crowd_disk(id, true);
     }
-    // The leader is the last to be full, and has heard of them.
-    world.for_ms(300);
-    world.fill_disk(leader, true);
     world.for_ms(5_000);
     assert_eq!(world.leader(), Some(leader), "nobody else can do better");
     world.kill(leader);
-    assert!(world.until(10_000, |w| elected(w).is_some()));
+    assert!(world.until(10_000, |w| w.leader().is_some()));
+    world.start(leader);
+    world.heal();
+}
+
+#[test]
+fn where_nothing_can_be_written_nobody_is_elected_until_a_majority_has_room() {
+    let (mut world, leader) = group(3, true);
+    for id in 1..=3 {
+        world.fill_disk(id, true);
+    }
+    world.for_ms(5_000);
+    assert_eq!(world.leader(), Some(leader), "nobody else can do better");
+    world.kill(leader);
+    world.for_ms(5_000);
+    let left = others(&world, leader);
+    world.fill_disk(left[0], false);
+    world.for_ms(5_000);
+    assert_eq!(world.leader(), None);
+    world.fill_disk(left[1], false);
+    assert!(world.until(10_000, |w| w.leader().is_some()));
     world.start(leader);
     world.heal();
 }

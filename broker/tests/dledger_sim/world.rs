@@ -211,6 +211,8 @@ pub(crate) struct Node {
     paused_until: u64,
     stalled_until: u64,
     /// What it acknowledged in its last life may be gone.
+    /// So full that nothing is taken from senders, though what comes can still be written.
+    crowded: bool,
     unclean: bool,
     waiting: Vec<Sent>,
     checked: u64,
@@ -353,6 +355,7 @@ impl World {
             life: 0,
             paused_until: 0,
             stalled_until: 0,
+            crowded: false,
             unclean: false,
             waiting: Vec::new(),
             checked: 0,
@@ -492,6 +495,11 @@ impl World {
         self.node(id).disk.borrow_mut().full = full;
     }
 
+    /// The member's disk is too full for senders from now on, or not any more.
+    pub(crate) fn crowd_disk(&mut self, id: u64, crowded: bool) {
+        self.node(id).crowded = crowded;
+    }
+
     pub(crate) fn leader(&self) -> Option<u64> {
         let leading =
             |n: &Node| n.member.is_some() && n.role.is_some_and(|r| r.role == Role::Leading);
@@ -558,6 +566,7 @@ impl World {
             let node = self.node(id);
             node.stalled_until = 0;
             node.paused_until = 0;
+            node.crowded = false;
             node.disk.borrow_mut().full = false;
             if node.disk.borrow().broken {
                 self.fail(id);
@@ -688,7 +697,8 @@ impl World {
         };
         match event {
             Event::Tick(id, life) => {
-                let room = !self.node(id).disk.borrow().full;
+                let node = self.node(id);
+                let room = !node.crowded && !node.disk.borrow().full;
                 self.on(id, |member| {
                     member.set_room(room);
                     member.tick()
@@ -1162,7 +1172,7 @@ impl World {
         payload.resize(8 + size, 7);
         let len = disk::frame_len(&payload);
         let mut disk = node.disk.borrow_mut();
-        if disk.broken || disk.full {
+        if disk.broken || disk.full || node.crowded {
             return false;
         }
         let position = disk.place(len.into());

@@ -2,8 +2,6 @@
 
 use super::*;
 
-/// Appends to a log of frames are refused while more than this waits for the group to commit it.
-const MAX_UNCONFIRMED: u64 = 128 << 20;
 /// In a log of frames so much of the ring is not for messages: entries of the group's own find room whatever the disk does.
 const KEPT_FOR_ENTRIES: u64 = 128 << 10;
 /// What a frame is put together in keeps this much.
@@ -91,9 +89,6 @@ impl Store {
             self.queues.unwritten() + self.index.as_ref().map_or(0, IndexService::pending);
         if undispatched > MAX_UNDISPATCHED {
             return Err(PutError::Busy("queues and index fall behind"));
-        }
-        if self.frames.is_some() && appended - self.confirm_offset() > MAX_UNCONFIRMED {
-            return Err(PutError::Busy("too much waits for the group"));
         }
         Ok(())
     }
