@@ -10,11 +10,20 @@ use std::path::{Path, PathBuf};
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".tmp");
-    let mut file = File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&new, path)?;
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().inspect_err(|_| {
+        // Mostly for want of room: it does not take what is left.
+        let _ = fs::remove_file(&new);
+    })?;
+    sync_folder_of(path)
+}
+
+fn sync_folder_of(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
@@ -98,12 +107,15 @@ impl SlotFile {
         }
     }
 
+    /// The file as the disk holds it, not as the page cache does: a save that failed may be there alone.
     fn open(path: &Path) -> io::Result<Option<Slots>> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
+        file.sync_data()?;
+        crate::platform::let_go(&file, 0, file.metadata()?.len());
         let bytes = fs::read(path)?;
         Ok(newest(&bytes).map(|(newest, number, _)| Slots {
             file,
@@ -113,30 +125,50 @@ impl SlotFile {
         }))
     }
 
-    /// Replaces the content. Durable when it returns; when it fails, a later life may find either. Needs room on the disk
-    /// the first time, and when the content has outgrown its slot.
+    /// Replaces the content. Durable when it returns; when it fails, a later life may find either.
+    ///
+    /// The first save of a life makes a new file: what was read may have been in memory only, and the slot that would be
+    /// written over the only one on disk. So does one that has outgrown its slot. On a full disk the first one goes into
+    /// the file that is there.
     pub fn save(&mut self, content: &[u8]) -> io::Result<()> {
-        if self.open.is_none() {
-            self.open = Self::open(&self.path)?;
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|slots| HEAD + content.len() <= slots.len)
+        {
+            return self.save_in_place(content);
         }
-        let number = self.open.as_ref().map_or(0, |slots| slots.number) + 1;
-        let bytes = encode(number, content);
-        match &mut self.open {
-            Some(slots) if bytes.len() <= slots.len => {
-                let at = 1 - slots.newest;
-                slots.file.write_all_at(&bytes, (at * slots.len) as u64)?;
-                slots.file.sync_data()?;
-                slots.newest = at;
-                slots.number = number;
-            }
-            _ => {
-                let mut file = bytes;
-                // Written, not left out, so that what is saved later takes no new block.
-                file.resize(2 * file.len().next_multiple_of(SLOT), 0);
-                replace_file(&self.path, &file)?;
+        // Written, not left out, so that what is saved later takes no new block.
+        let mut bytes = encode(1, content);
+        bytes.resize(2 * bytes.len().next_multiple_of(SLOT), 0);
+        let replaced = replace_file(&self.path, &bytes);
+        match replaced {
+            Err(e) if e.kind() == io::ErrorKind::StorageFull && self.open.is_none() => {
                 self.open = Self::open(&self.path)?;
+                let fits = |slots: &Slots| HEAD + content.len() <= slots.len;
+                match self.open.as_ref().is_some_and(fits) {
+                    true => self.save_in_place(content),
+                    false => Err(e),
+                }
+            }
+            Err(e) => Err(e),
+            Ok(()) => {
+                self.open = Self::open(&self.path)?;
+                Ok(())
             }
         }
+    }
+
+    fn save_in_place(&mut self, content: &[u8]) -> io::Result<()> {
+        let Some(slots) = &mut self.open else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let (at, number) = (1 - slots.newest, slots.number + 1);
+        let place = (at * slots.len) as u64;
+        slots.file.write_all_at(&encode(number, content), place)?;
+        slots.file.sync_data()?;
+        slots.newest = at;
+        slots.number = number;
         Ok(())
     }
 }
@@ -193,6 +225,35 @@ mod tests {
             assert_eq!(SlotFile::read(&path).unwrap().unwrap(), b"next");
         }
         assert!(old > 5 && new == 1);
+    }
+
+    /// What a life before reads back may be in memory only, its save having failed: then the other slot is the only one on
+    /// disk.
+    #[test]
+    fn the_first_save_of_a_life_overwrites_neither_slot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let mut file = SlotFile::new(path.clone());
+        file.save(b"first").unwrap();
+        file.save(b"second").unwrap();
+        let before = File::open(&path).unwrap();
+        let length = before.metadata().unwrap().len() as usize;
+        let read = || {
+            let mut bytes = vec![0; length];
+            before.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        let kept = read();
+        let mut file = SlotFile::new(path.clone());
+        file.save(b"third").unwrap();
+        assert_eq!(read(), kept);
+        assert_eq!(SlotFile::read(&path).unwrap().unwrap(), b"third");
+        // From then on in place.
+        let now = File::open(&path).unwrap();
+        file.save(b"fourth").unwrap();
+        let mut bytes = vec![0; length];
+        now.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(newest(&bytes).unwrap().2, b"fourth");
     }
 
     #[test]

@@ -416,7 +416,8 @@ impl Store {
             LastStop::PowerLost => None,
             LastStop::Clean | LastStop::Killed => Some(boot_id()),
         };
-        note_running(&config, boot).map_err(|e| Error::io("create", abort_file(&config), e))?;
+        note_running(&config, boot, &*disk)
+            .map_err(|e| Error::io("create", abort_file(&config), e))?;
 
         let ring_bytes = config
             .tail_ring_bytes
@@ -897,13 +898,16 @@ fn abort_text(boot: Option<[u8; 16]>) -> String {
     }
 }
 
-/// The file is what counts. Where there is no room for what it says, the worst is taken for true.
-fn note_running(config: &StoreConfig, boot: Option<[u8; 16]>) -> io::Result<()> {
+/// On disk before anything is taken: a power cut must not look like the orderly stop before it. The file is what counts;
+/// where there is no room for what it says, the worst is taken for true.
+fn note_running(config: &StoreConfig, boot: Option<[u8; 16]>, disk: &dyn Disk) -> io::Result<()> {
     let file = File::create(abort_file(config))?;
     match (&file).write_all(abort_text(boot).as_bytes()) {
-        Err(e) if e.kind() == io::ErrorKind::StorageFull => file.set_len(0),
-        other => other,
+        Err(e) if e.kind() == io::ErrorKind::StorageFull => file.set_len(0)?,
+        other => other?,
     }
+    disk.sync_data(&file)?;
+    disk.sync_data(&File::open(&config.root)?)
 }
 
 fn began_in_this_boot(config: &StoreConfig) -> bool {

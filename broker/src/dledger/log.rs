@@ -301,6 +301,7 @@ pub struct FileState {
     folder: PathBuf,
     file: SlotFile,
     committed: Arc<AtomicU64>,
+    store: Arc<Store>,
     boot_id: [u8; 16],
     flushed: bool,
 }
@@ -310,12 +311,14 @@ fn state_path(folder: &Path) -> PathBuf {
 }
 
 impl FileState {
-    /// The file's place. `committed` is read at each save; `flushed` is whether this life acknowledges what is on disk only.
-    pub fn new(folder: &Path, committed: Arc<AtomicU64>, flushed: bool) -> Self {
+    /// The file's place. `committed`, a position in `store`, is read at each save; `flushed` is whether this life
+    /// acknowledges what is on disk only.
+    pub fn new(folder: &Path, committed: Arc<AtomicU64>, store: Arc<Store>, flushed: bool) -> Self {
         Self {
             folder: folder.to_owned(),
             file: SlotFile::new(state_path(folder)),
             committed,
+            store,
             boot_id: store::boot_id(),
             flushed,
         }
@@ -353,11 +356,14 @@ fn decode(bytes: &[u8]) -> Option<Saved> {
 
 impl StateFile for FileState {
     fn save(&mut self, state: &HardState) -> io::Result<()> {
-        let mut bytes = self
-            .committed
-            .load(Ordering::Acquire)
-            .to_be_bytes()
-            .to_vec();
+        // Others may have committed what this member has in memory only. That it is not there after a power cut must not
+        // look as if something that this member promised were lost.
+        let kept = match self.flushed {
+            true => self.store.flushed(),
+            false => self.store.written(),
+        };
+        let committed = self.committed.load(Ordering::Acquire).min(kept);
+        let mut bytes = committed.to_be_bytes().to_vec();
         bytes.extend_from_slice(&self.boot_id);
         bytes.push(u8::from(self.flushed));
         bytes.extend_from_slice(&state.encode());
@@ -371,6 +377,16 @@ mod tests {
     use super::super::entry::{Conf, Standing};
     use super::*;
 
+    /// A log that is written and on disk up to this position.
+    fn log_up_to(position: u64, folder: &Path) -> Arc<Store> {
+        let mut config = store::StoreConfig::new(folder.join("store"));
+        config.segment_size = 4096;
+        config.message_index_enable = false;
+        let store = Store::open(config, Arc::new(store::SystemClock)).unwrap();
+        store.start_at(position).unwrap();
+        store
+    }
+
     fn saved(folder: &Path, flushed: bool) -> Saved {
         let hard = HardState {
             term: 3,
@@ -381,11 +397,30 @@ mod tests {
             confs: vec![(0, Conf::of_voters([(1, "a:1".to_owned())]))],
         };
         let committed = Arc::new(AtomicU64::new(4096));
-        let mut file = FileState::new(folder, committed, flushed);
+        let log = tempfile::tempdir().unwrap();
+        let store = log_up_to(8192, log.path());
+        let mut file = FileState::new(folder, committed, store, flushed);
         file.save(&hard).unwrap();
         let saved = FileState::load(folder).unwrap().unwrap();
         assert_eq!((&saved.hard, saved.committed), (&hard, 4096));
         saved
+    }
+
+    /// Others may have committed more than this member has on disk: to lose that in a power cut is no reason to doubt it.
+    #[test]
+    fn no_more_is_said_to_be_committed_than_this_member_promised_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let hard = saved(dir.path(), true).hard;
+        for flushed in [false, true] {
+            let log = tempfile::tempdir().unwrap();
+            let store = log_up_to(4096, log.path());
+            let committed = Arc::new(AtomicU64::new(20_000));
+            let mut file = FileState::new(dir.path(), committed, store, flushed);
+            file.save(&hard).unwrap();
+            let saved = FileState::load(dir.path()).unwrap().unwrap();
+            assert_eq!(saved.committed, 4096);
+            assert!(!saved.may_have_lost(LastStop::Clean, 4096));
+        }
     }
 
     #[test]

@@ -205,7 +205,12 @@ impl Group {
         store.on_watermark(Box::new(move |_| waker.poke()));
         let log = StoreLog::new(Arc::clone(&store), flushed)?;
         let committed = Arc::new(AtomicU64::new(prepared.committed));
-        let state_file = FileState::new(&prepared.folder, Arc::clone(&committed), flushed);
+        let state_file = FileState::new(
+            &prepared.folder,
+            Arc::clone(&committed),
+            Arc::clone(&store),
+            flushed,
+        );
         let settings = Settings {
             id: config.id,
             conf: Conf::of_voters(config.peers.iter().map(|(id, a)| (*id, a.clone()))),

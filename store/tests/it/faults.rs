@@ -225,7 +225,7 @@ fn a_log_of_frames_on_a_full_disk_has_no_room_but_for_entries_of_its_own_and_can
     assert!(begin.elapsed() < Duration::from_secs(5));
     assert_eq!((store.appended(), store.last_entry().index), (kept.end, 2));
     disk.write.store(0, Ordering::SeqCst);
-    wait(|| store.has_room(1));
+    wait(|| store.has_room(1) && store.writable().is_ok());
     store.append_entry(3, 1, b"").unwrap();
     store.drive();
     store.open_gate(3).unwrap_err();

@@ -1,6 +1,6 @@
 //! What a disk that failed, or lost power, leaves behind.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -22,6 +22,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 #[derive(Default)]
 pub(crate) struct TornDisk {
     pub(crate) fails: AtomicBool,
+    /// Files and folders that were synced by name of their own.
+    synced: Mutex<HashSet<u64>>,
     files: Mutex<HashMap<u64, Cached>>,
 }
 
@@ -97,6 +99,7 @@ impl Disk for TornDisk {
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
+        self.synced.lock().insert(file.metadata()?.ino());
         let mut files = self.files.lock();
         if let Some(cached) = files.get_mut(&file.metadata()?.ino()) {
             cached.sync(self.done().is_err());
@@ -248,6 +251,25 @@ fn queues_that_a_killed_broker_did_not_sync_are_synced_by_the_next_one() {
     let store = open_on(&disk, config(dir.path()));
     store.shutdown();
     assert_eq!(disk.at_risk(), 0);
+}
+
+/// Else a power cut soon after an orderly stop would be taken for that stop.
+#[test]
+fn that_a_store_is_open_is_on_disk_before_anything_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(TornDisk::default());
+    for _ in 0..2 {
+        disk.synced.lock().clear();
+        let store = open_on(&disk, config(dir.path()));
+        for path in [dir.path().join("abort"), dir.path().to_owned()] {
+            let known = disk
+                .synced
+                .lock()
+                .contains(&fs::metadata(&path).unwrap().ino());
+            assert!(known, "{} is not synced", path.display());
+        }
+        store.shutdown();
+    }
 }
 
 /// A power cut takes pages of a queue and leaves later ones. Those counted again once the queue had grown up to them and
