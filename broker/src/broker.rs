@@ -27,7 +27,7 @@ use crate::config::{BrokerConfig, FlushDiskType, Settings};
 use crate::config_file::{self, Saver};
 use crate::dledger;
 use crate::dledger::service::Group;
-use crate::dledger::tables::GroupTables;
+use crate::dledger::tables::{self, GroupTables};
 use crate::ha::{self, Ha};
 use crate::http::{Metrics, Status};
 use crate::longpolling::{Held, PullRequestHoldService};
@@ -316,8 +316,13 @@ impl Broker {
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
         let tables = prepared.as_ref().map(|prepared| {
-            let folder = prepared.folder.clone();
-            GroupTables::new(Arc::clone(&store), folder, prepared.tables)
+            let config = settings.root.join("config");
+            let files = tables::Files {
+                folder: prepared.folder.clone(),
+                topics: config.join("topics.json"),
+                groups: config.join("subscriptionGroup.json"),
+            };
+            GroupTables::new(Arc::clone(&store), files, prepared.tables)
         });
         let broker = Self::build(
             settings,

@@ -235,7 +235,7 @@ impl Group {
         let told = member.take_output().tables;
         tables.replay(broker, &told).map_err(io::Error::other)?;
         let waker = Arc::clone(&inbox);
-        tables.start(broker, Box::new(move || waker.poke()))?;
+        tables.start(broker, Arc::new(move || waker.poke()))?;
         let identity = Identity {
             id: config.id,
             group: config.group.clone(),
@@ -659,10 +659,10 @@ impl Driver {
 
     /// What is committed is shown, up to the first change of topics or groups that has yet to be applied.
     fn show(&mut self) -> Result<(), Error> {
+        if let Some(reason) = self.tables.failure() {
+            return Err(Error::Io(io::Error::other(reason)));
+        }
         if !self.to_apply.is_empty() {
-            if let Some(reason) = self.tables.failure() {
-                return Err(Error::Io(io::Error::other(reason)));
-            }
             let applied = self.tables.applied();
             while self.to_apply.front().is_some_and(|c| c.index <= applied) {
                 self.to_apply.pop_front();

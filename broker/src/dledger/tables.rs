@@ -502,6 +502,33 @@ pub struct Saved {
     pub oldest: u64,
     /// [`Ledger::is_complete`].
     pub complete: bool,
+    /// Checksums that the file of the topics may have: as it was before and as it is after it is written.
+    pub topics: [u32; 2],
+    /// The same of the groups.
+    pub groups: [u32; 2],
+}
+
+/// Where the tables are saved.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The folder of the log: [`Saved`].
+    pub folder: PathBuf,
+    /// `topics.json`.
+    pub topics: PathBuf,
+    /// `subscriptionGroup.json`.
+    pub groups: PathBuf,
+}
+
+impl Files {
+    /// Whether they are the ones that were saved with this: not lost, nor an older state that somebody put back.
+    fn fit(&self, saved: &Saved) -> bool {
+        let fits = |path: &Path, sums: &[u32; 2]| sum_of(path).is_some_and(|s| sums.contains(&s));
+        fits(&self.topics, &saved.topics) && fits(&self.groups, &saved.groups)
+    }
+}
+
+fn sum_of(path: &Path) -> Option<u32> {
+    Some(crc32fast::hash(&std::fs::read(path).ok()?))
 }
 
 impl Saved {
@@ -548,15 +575,18 @@ enum Job {
 /// The tables of a member's broker, between its managers and the log.
 pub struct GroupTables {
     store: Arc<Store>,
-    folder: PathBuf,
+    files: Files,
     piece: u64,
     starts_empty: bool,
-    /// No row of the files was last said by an entry before this one.
-    oldest: u64,
+    /// What was known at the start.
+    began: Saved,
     ledger: Mutex<Ledger>,
     progress: watch::Sender<Progress>,
     /// Everything that the log says of tables up to this index is applied.
     reached: AtomicU64,
+    /// Jobs given to the applier, and done by it.
+    given: AtomicU64,
+    done: AtomicU64,
     /// [`Saved::keep_from`].
     kept_from: AtomicU64,
     jobs: mpsc::Sender<Job>,
@@ -565,6 +595,7 @@ pub struct GroupTables {
     topics_changed: AtomicBool,
     groups_changed: AtomicBool,
     failure: Mutex<Option<String>>,
+    failed: AtomicBool,
     /// Somebody waits for the store to show more.
     looks: AtomicBool,
     look: Mutex<()>,
@@ -594,51 +625,84 @@ pub(crate) struct Moment {
 #[error(
     "the group changes its leader, or too few of its members answer: it is not known whether this change is made"
 )]
-pub(crate) struct InDoubt;
+pub struct InDoubt;
+
+/// Why a change is not made, or not known to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The log does not take it; nothing is changed.
+    #[error(transparent)]
+    NotTaken(#[from] PutError),
+    /// It may or may not be made.
+    #[error(transparent)]
+    InDoubt(#[from] InDoubt),
+}
+
+/// From where a member's tables begin.
+fn begin_from(
+    saved: Option<&Saved>,
+    base: u64,
+    last: u64,
+    files_fit: impl FnOnce(&Saved) -> bool,
+) -> Saved {
+    let from_base = Saved {
+        index: base,
+        ..Saved::default()
+    };
+    match saved {
+        // What the files hold beyond the log is said again by the first leader; what they hold of the log is read again.
+        None => from_base,
+        Some(saved) if !saved.complete && saved.index >= base => Saved {
+            topics: saved.topics,
+            groups: saved.groups,
+            ..from_base
+        },
+        Some(saved) if saved.complete && saved.index >= base && files_fit(saved) => Saved {
+            index: saved.index.min(last),
+            ..*saved
+        },
+        // The log began anew and nobody came to say so of the tables, or the files are others: the log says all of it.
+        Some(_) => Saved {
+            complete: true,
+            ..from_base
+        },
+    }
+}
 
 impl GroupTables {
-    /// For the store of a member, whose log lies in `folder`; `saved` is what [`Saved::load`] found there.
-    pub fn new(store: Arc<Store>, folder: PathBuf, saved: Option<Saved>) -> Arc<Self> {
+    /// For the store of a member; `saved` is what [`Saved::load`] found in the folder of its log.
+    pub fn new(store: Arc<Store>, files: Files, saved: Option<Saved>) -> Arc<Self> {
         let (base, last) = (store.compacted_entry().index, store.last_entry().index);
-        let (known, starts_empty) = match saved {
-            // The log began anew and nobody came to say so of the tables: all that they hold may be outdated.
-            Some(saved) if saved.index < base => {
-                let anew = Saved {
-                    index: base,
-                    oldest: 0,
-                    complete: true,
-                };
-                (anew, true)
-            }
-            Some(saved) => {
-                let index = saved.index.min(last);
-                (Saved { index, ..saved }, false)
-            }
-            None => {
-                let index = base;
-                let unknown = Saved::default();
-                (Saved { index, ..unknown }, false)
-            }
-        };
+        let began = begin_from(saved.as_ref(), base, last, |saved| files.fit(saved));
+        // In either case the log says all that is to be known.
+        let starts_empty = began.complete && began.oldest == 0 && began.index == base;
+        if starts_empty && saved.is_some_and(|s| s.index > base) {
+            tracing::warn!(
+                "the files of topics and groups are not those that were saved: the log is read instead"
+            );
+        }
         let (jobs, receiver) = mpsc::channel();
-        let ledger = Ledger::new(Tables::default(), known.index, known.complete);
+        let ledger = Ledger::new(Tables::default(), began.index, began.complete);
         let tables = Arc::new(Self {
             piece: MAX_PIECE.min(store.segment_size() / PIECES_A_SEGMENT),
-            folder,
+            files,
             starts_empty,
-            oldest: known.oldest,
+            began,
             ledger: Mutex::new(ledger),
             progress: watch::Sender::new(Progress {
-                applied: known.index,
+                applied: began.index,
                 era: 0,
             }),
-            reached: AtomicU64::new(known.index),
-            kept_from: AtomicU64::new(known.keep_from()),
+            reached: AtomicU64::new(began.index),
+            given: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            kept_from: AtomicU64::new(began.keep_from()),
             jobs,
             threads: Mutex::new(Threads::Not(receiver)),
             topics_changed: AtomicBool::new(true),
             groups_changed: AtomicBool::new(true),
             failure: Mutex::default(),
+            failed: AtomicBool::new(false),
             looks: AtomicBool::new(false),
             look: Mutex::default(),
             moved: Condvar::new(),
@@ -657,7 +721,7 @@ impl GroupTables {
         tables
     }
 
-    /// Whether the files of the tables are outdated: the log that they came from was given up.
+    /// Whether the files of the tables are not to be read: the log that they came from was given up, or they are others.
     pub(crate) fn starts_empty(&self) -> bool {
         self.starts_empty
     }
@@ -668,7 +732,8 @@ impl GroupTables {
         topics: impl IntoIterator<Item = TopicConfig>,
         groups: impl IntoIterator<Item = Group>,
     ) {
-        self.ledger.lock().agreed = Arc::new(Tables::of(self.oldest, topics, groups));
+        let tables = Tables::of(self.began.oldest, topics, groups);
+        self.ledger.lock().agreed = Arc::new(tables);
     }
 
     /// The index at which the tables stand.
@@ -688,10 +753,10 @@ impl GroupTables {
 
     /// Appends changes. The caller shows them before it lets go the lock of its table, and drives the store or leaves that to
     /// the group's thread.
-    pub(crate) fn propose(&self, changes: Changes) -> Result<(), PutError> {
+    pub(crate) fn propose(&self, changes: Changes) -> Result<(), Refusal> {
         let mut ledger = self.ledger.lock();
         if let Some(why) = ledger.refuses(&changes) {
-            return Err(PutError::Busy(why));
+            return Err(PutError::Busy(why).into());
         }
         // Who still holds the topic appends nothing behind its deletion: what is made anew begins at nothing.
         self.refuse(&changes.deleted_topics, true);
@@ -710,13 +775,19 @@ impl GroupTables {
     }
 
     /// All or nothing is shown; where a later entry is refused, the earlier ones are shown when they are agreed on.
-    fn append(&self, ledger: &mut Ledger, changes: Changes) -> Result<(), PutError> {
+    fn append(&self, ledger: &mut Ledger, changes: Changes) -> Result<(), Refusal> {
         let pieces = changes.pieces(self.piece);
         let count = pieces.len();
-        for piece in pieces {
+        for (nth, piece) in pieces.into_iter().enumerate() {
             let bytes = piece.encode();
-            let frame = self.store.append_counted(Kind::Tables as u32, &bytes)?;
-            ledger.propose(frame.index, frame.position, piece);
+            match self.store.append_counted(Kind::Tables as u32, &bytes) {
+                Ok(frame) => ledger.propose(frame.index, frame.position, piece),
+                Err(error) if nth == 0 => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(%error, entries = nth, of = count, "a part of a change is appended");
+                    return Err(InDoubt.into());
+                }
+            }
         }
         ledger.show(count);
         Ok(())
@@ -748,17 +819,34 @@ impl GroupTables {
 
     /// Why the tables cannot go on.
     pub(super) fn failure(&self) -> Option<String> {
-        self.failure.lock().clone()
+        match self.failed.load(Ordering::Acquire) {
+            true => self.failure.lock().clone(),
+            false => None,
+        }
+    }
+
+    fn fail(&self, reason: String, wake: &dyn Fn()) {
+        tracing::error!(reason, "the group's tables cannot go on");
+        *self.failure.lock() = Some(reason);
+        self.failed.store(true, Ordering::Release);
+        wake();
     }
 
     /// These entries are committed, in their order. `applied` moves when they are applied.
     pub(super) fn committed(&self, entries: Vec<Committed>) {
-        let _ = self.jobs.send(Job::Apply(entries));
+        self.give(Job::Apply(entries));
     }
 
-    /// Everything up to this index is applied.
+    fn give(&self, job: Job) {
+        self.given.fetch_add(1, Ordering::AcqRel);
+        let _ = self.jobs.send(job);
+    }
+
+    /// The log is committed up to this index, and all that it says of tables was given: what nobody works on is applied.
     pub(super) fn reached(&self, index: u64) {
-        self.reached.fetch_max(index, Ordering::AcqRel);
+        if self.done.load(Ordering::Acquire) == self.given.load(Ordering::Acquire) {
+            self.reached.fetch_max(index, Ordering::AcqRel);
+        }
     }
 
     /// Retention leaves entries from here on.
@@ -768,7 +856,7 @@ impl GroupTables {
 
     /// The log begins anew behind this index.
     pub(super) fn begin_anew(&self, index: u64) {
-        let _ = self.jobs.send(Job::Anew(index));
+        self.give(Job::Anew(index));
     }
 
     /// Entries from this position on are gone; with 0 this member leads no more.
@@ -852,7 +940,7 @@ impl GroupTables {
     pub(super) fn start(
         self: &Arc<Self>,
         broker: &Arc<Broker>,
-        wake: Box<dyn Fn() + Send>,
+        wake: Arc<dyn Fn() + Send + Sync>,
     ) -> std::io::Result<()> {
         let mut threads = self.threads.lock();
         let Threads::Not(jobs) = std::mem::replace(&mut *threads, Threads::Ended) else {
@@ -861,23 +949,50 @@ impl GroupTables {
         let applier = Applier {
             tables: Arc::clone(self),
             broker: Arc::downgrade(broker),
-            wake,
+            wake: Arc::clone(&wake),
         };
         let mut keeper = Keeper {
             tables: Arc::clone(self),
             broker: Arc::downgrade(broker),
-            saved: None,
+            saved: self.began,
+            new: true,
             saved_at: Instant::now(),
             looked_at: 0,
         };
         let (stop, stopped) = mpsc::channel();
-        let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let keeper = self.spawn("dledger-keeper", Arc::clone(&wake), move || {
+            keeper.run(&stopped);
+            Ok(())
+        })?;
+        // Without the other one the keeper ends as `stop` goes.
+        let applier = self.spawn("dledger-tables", wake, move || applier.run(&jobs))?;
         *threads = Threads::Run {
-            applier: named("dledger-tables").spawn(move || applier.run(&jobs))?,
-            keeper: named("dledger-keeper").spawn(move || keeper.run(&stopped))?,
+            applier,
+            keeper,
             stop,
         };
         Ok(())
+    }
+
+    /// A thread whose end but by a stop, a panic too, is that of the member.
+    fn spawn(
+        self: &Arc<Self>,
+        name: &str,
+        wake: Arc<dyn Fn() + Send + Sync>,
+        work: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let tables = Arc::clone(self);
+        let guarded = move || {
+            let work = std::panic::AssertUnwindSafe(work);
+            let reason = match std::panic::catch_unwind(work) {
+                Ok(Ok(())) => return,
+                Ok(Err(reason)) => reason,
+                Err(_) => "a thread of the group's tables panicked; see the log".to_owned(),
+            };
+            tables.fail(reason, &*wake);
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        thread.spawn(guarded)
     }
 
     /// Saves for the last time and ends the threads. Blocks.
@@ -891,11 +1006,10 @@ impl GroupTables {
             stop,
         } = threads
         {
-            let applied = applier.join();
+            // Neither panics: see `spawn`.
+            let _ = applier.join();
             drop(stop);
-            if keeper.join().and(applied).is_err() {
-                tracing::error!("a thread of the group's tables panicked");
-            }
+            let _ = keeper.join();
         }
     }
 
@@ -929,30 +1043,24 @@ impl std::fmt::Debug for GroupTables {
 struct Applier {
     tables: Arc<GroupTables>,
     broker: Weak<Broker>,
-    wake: Box<dyn Fn() + Send>,
+    wake: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Applier {
-    fn run(&self, jobs: &mpsc::Receiver<Job>) {
+    fn run(&self, jobs: &mpsc::Receiver<Job>) -> Result<(), String> {
         while let Ok(job) = jobs.recv() {
             let Some(broker) = self.broker.upgrade() else {
-                return;
+                break;
             };
-            let done = match job {
-                Job::Apply(entries) => self.apply(&broker, &entries),
-                Job::Anew(index) => {
-                    self.begin_anew(&broker, index);
-                    Ok(())
-                }
-                Job::Stop => return,
-            };
-            if let Err(reason) = done {
-                tracing::error!(reason, "the group's tables cannot go on");
-                *self.tables.failure.lock() = Some(reason);
-                (self.wake)();
-                return;
+            match job {
+                Job::Apply(entries) => self.apply(&broker, &entries)?,
+                Job::Anew(index) => self.begin_anew(&broker, index),
+                Job::Stop => break,
             }
+            self.tables.done.fetch_add(1, Ordering::AcqRel);
+            (self.wake)();
         }
+        Ok(())
     }
 
     fn apply(&self, broker: &Broker, entries: &[Committed]) -> Result<(), String> {
@@ -977,6 +1085,8 @@ impl Applier {
                         tracing::error!(topic, %error, "the queues of a deleted topic stay");
                     }
                 }
+                // Those that stayed; the others are gone with it.
+                tables.refuse(&changes.deleted_topics, false);
             }
             for group in &changes.deleted_groups {
                 broker.forget_group(&group.name, group.offsets);
@@ -1019,7 +1129,6 @@ impl Applier {
         drop(ledger);
         tables.restore(broker);
         tables.progress.send_modify(|p| p.applied = index);
-        (self.wake)();
     }
 }
 
@@ -1027,7 +1136,9 @@ impl Applier {
 struct Keeper {
     tables: Arc<GroupTables>,
     broker: Weak<Broker>,
-    saved: Option<Saved>,
+    saved: Saved,
+    /// Nothing was saved since the start.
+    new: bool,
     saved_at: Instant,
     /// How long the log was when rows were last looked for that hold up retention.
     looked_at: u64,
@@ -1065,10 +1176,11 @@ impl Keeper {
                 index: ledger.applied(),
                 oldest: ledger.agreed().oldest().unwrap_or(0),
                 complete: ledger.is_complete(),
+                ..self.saved
             };
             (Arc::clone(ledger.agreed()), changed, saved)
         };
-        let wanted = topics || groups || self.saved.is_none();
+        let wanted = topics || groups || self.new;
         if !wanted && self.saved_at.elapsed() < every {
             return;
         }
@@ -1077,7 +1189,7 @@ impl Keeper {
         let written = store.wait_flushed(end, FLUSHED_WITHIN)
             && store.entry_below(store.flushed()).is_ok_and(|flushed| {
                 saved.index = saved.index.max(reached.min(flushed));
-                (!wanted && self.saved == Some(saved))
+                (!wanted && self.saved == saved)
                     || self.write(broker, &agreed, saved, topics, groups)
             });
         if !written {
@@ -1089,25 +1201,45 @@ impl Keeper {
         &mut self,
         broker: &Broker,
         agreed: &Tables,
-        saved: Saved,
+        mut saved: Saved,
         topics: bool,
         groups: bool,
     ) -> bool {
-        let path = Saved::path(&self.tables.folder);
-        let files = [
-            topics.then(|| broker.topics.file_of(agreed)),
-            groups.then(|| broker.groups.file_of(agreed)),
-            Some((path, serde_json::to_string(&saved).unwrap_or_default())),
+        let files = &self.tables.files;
+        let index = Saved::path(&files.folder);
+        let encode = |saved: &Saved| serde_json::to_string(saved).unwrap_or_default();
+        let topics = topics.then(|| broker.topics.text_of(agreed));
+        let groups = groups.then(|| broker.groups.text_of(agreed));
+        // A crash before the last of the files may find either state of the other two, and the index of before.
+        let mut between = self.saved;
+        for (text, before, after) in [
+            (&topics, &mut between.topics, &mut saved.topics),
+            (&groups, &mut between.groups, &mut saved.groups),
+        ] {
+            if let Some(text) = text {
+                let sum = crc32fast::hash(text.as_bytes());
+                *before = [before[1], sum];
+                *after = [sum; 2];
+            }
+        }
+        let announced = (topics.is_some() || groups.is_some()).then(|| encode(&between));
+        let steps = [
+            (&index, announced),
+            (&files.topics, topics),
+            (&files.groups, groups),
+            (&index, Some(encode(&saved))),
         ];
-        for (path, text) in files.into_iter().flatten() {
-            if let Err(error) = config_file::write(&path, &text) {
+        for (path, text) in steps {
+            if let Some(text) = text
+                && let Err(error) = config_file::write(path, &text)
+            {
                 tracing::error!(file = %path.display(), %error, "cannot save; will try again");
                 return false;
             }
         }
         let kept_from = saved.keep_from();
         self.tables.kept_from.store(kept_from, Ordering::Release);
-        (self.saved, self.saved_at) = (Some(saved), Instant::now());
+        (self.saved, self.saved_at, self.new) = (saved, Instant::now(), false);
         true
     }
 
@@ -1331,11 +1463,140 @@ mod tests {
             index,
             oldest,
             complete: true,
+            ..Saved::default()
         };
         assert_eq!(saved(7, 0).keep_from(), 8);
         assert_eq!(saved(7, 3).keep_from(), 3);
         assert_eq!(saved(7, 9).keep_from(), 8);
         assert_eq!(Saved::default().keep_from(), 1);
+    }
+
+    #[test]
+    fn files_that_are_not_those_that_were_saved_are_not_believed() {
+        let saved = Saved {
+            index: 20,
+            oldest: 12,
+            complete: true,
+            topics: [3, 4],
+            groups: [5, 5],
+        };
+        let from = |saved: &Saved, base, fit| begin_from(Some(saved), base, 100, |_| fit);
+        assert_eq!(from(&saved, 10, true), saved);
+        assert_eq!(begin_from(Some(&saved), 10, 15, |_| true).index, 15);
+        let read_again = Saved {
+            index: 10,
+            complete: true,
+            ..Saved::default()
+        };
+        assert_eq!(from(&saved, 10, false), read_again);
+        let anew = from(&saved, 21, true);
+        assert_eq!((anew.index, anew.oldest, anew.complete), (21, 0, true));
+        // Of rows that may have come from no entry it is not known which did: all are read again.
+        let incomplete = Saved {
+            complete: false,
+            ..saved
+        };
+        for fit in [true, false] {
+            let again = from(&incomplete, 10, fit);
+            assert_eq!((again.index, again.oldest, again.complete), (10, 0, false));
+        }
+        let first = begin_from(None, 7, 9, |_| true);
+        assert_eq!((first.index, first.complete), (7, false));
+    }
+
+    #[test]
+    fn files_fit_as_they_were_before_or_after_a_save_and_not_when_one_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files {
+            folder: dir.path().to_owned(),
+            topics: dir.path().join("topics.json"),
+            groups: dir.path().join("groups.json"),
+        };
+        let sum = |text: &str| crc32fast::hash(text.as_bytes());
+        let saved = Saved {
+            topics: [sum("before"), sum("after")],
+            groups: [sum("groups"); 2],
+            ..Saved::default()
+        };
+        std::fs::write(&files.groups, "groups").unwrap();
+        assert!(!files.fit(&saved));
+        for (text, fits) in [("before", true), ("after", true), ("long before", false)] {
+            std::fs::write(&files.topics, text).unwrap();
+            assert_eq!(files.fit(&saved), fits, "{text}");
+        }
+    }
+
+    /// A log that is led, and takes so many entries.
+    struct Takes(u64);
+
+    impl store::FrameStamp for Takes {
+        fn stamp(&self, entry: store::EntryId, _: u32, _: u64, _: u32) -> Result<(), PutError> {
+            match entry.index <= self.0 {
+                true => Ok(()),
+                false => Err(PutError::Busy("enough")),
+            }
+        }
+    }
+
+    fn tables_of_a_leader(dir: &Path, takes: u64) -> Arc<GroupTables> {
+        let mut config = store::StoreConfig::new(dir);
+        config.commit_log_path = Some(dir.join("log"));
+        config.segment_size = 16 * 1024;
+        config.max_message_size = 4 * 1024;
+        config.frames = Some(store::FrameConfig::default());
+        let store = Store::open(config, Arc::new(store::SystemClock)).unwrap();
+        store.set_frame_stamp(Arc::new(Takes(takes)));
+        store.open_gate(1).unwrap();
+        let files = Files {
+            folder: dir.join("log"),
+            topics: dir.join("topics.json"),
+            groups: dir.join("groups.json"),
+        };
+        GroupTables::new(store, files, None)
+    }
+
+    #[test]
+    fn a_change_of_which_only_a_part_is_taken_is_in_doubt_and_one_that_is_refused_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let tables = tables_of_a_leader(dir.path(), 2);
+        let many = Changes::of_topics((0..60).map(|n| topic(&format!("T{n}"), 4)));
+        assert!(many.clone().pieces(tables.piece).len() > 2);
+        assert_eq!(tables.propose(many), Err(Refusal::InDoubt(InDoubt)));
+        let one = tables.propose(Changes::of_topics([topic("U", 4)]));
+        assert_eq!(one, Err(Refusal::NotTaken(PutError::Busy("enough"))));
+    }
+
+    #[test]
+    fn nothing_counts_as_applied_while_the_log_s_new_beginning_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let tables = tables_of_a_leader(dir.path(), 0);
+        tables.reached(5);
+        assert_eq!(tables.reached.load(Ordering::SeqCst), 5);
+        tables.begin_anew(9);
+        tables.reached(12);
+        assert_eq!(tables.reached.load(Ordering::SeqCst), 5);
+        tables.done.fetch_add(1, Ordering::SeqCst);
+        tables.reached(12);
+        assert_eq!(tables.reached.load(Ordering::SeqCst), 12);
+    }
+
+    #[test]
+    fn a_panic_of_one_of_the_threads_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let tables = tables_of_a_leader(dir.path(), 0);
+        let told = Arc::new(AtomicBool::new(false));
+        let wake = {
+            let told = Arc::clone(&told);
+            Arc::new(move || told.store(true, Ordering::SeqCst))
+        };
+        let thread = tables.spawn("test", wake, || panic!("on purpose"));
+        thread.unwrap().join().unwrap();
+        assert!(told.load(Ordering::SeqCst));
+        assert!(
+            tables
+                .failure()
+                .is_some_and(|reason| reason.contains("panicked"))
+        );
     }
 
     fn some_changes() -> impl Strategy<Value = Changes> {
@@ -1361,6 +1622,7 @@ mod tests {
                     index: ledger.applied(),
                     oldest: ledger.agreed().oldest().unwrap_or(0),
                     complete: true,
+                    ..Saved::default()
                 }
                 .keep_from();
                 let mut retained = Tables::default();

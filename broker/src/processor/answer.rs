@@ -5,7 +5,7 @@ use std::str::FromStr;
 use remoting::protocol::{HeaderError, RemotingCommand, response_code};
 use store::PutError;
 
-use crate::dledger::tables::InDoubt;
+use crate::dledger::tables::{InDoubt, Refusal};
 
 /// A request that is answered with another code than 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,9 +48,13 @@ impl From<HeaderError> for Refused {
     }
 }
 
-/// A change of topics or groups that the log of a group did not take; nothing is changed.
-impl From<PutError> for Refused {
-    fn from(error: PutError) -> Self {
+/// A change of topics or groups that the log of a group did not take, or not all of it.
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        let error = match refusal {
+            Refusal::NotTaken(error) => error,
+            Refusal::InDoubt(doubt) => return doubt.into(),
+        };
         let code = match &error {
             PutError::NotLeader | PutError::NotWritable(_) => response_code::SERVICE_NOT_AVAILABLE,
             PutError::Busy(_) => response_code::SYSTEM_BUSY,

@@ -28,6 +28,7 @@ use super::answer::Refused as Refusal;
 use crate::ack::{Level, Pending, Round, SendAnswer};
 use crate::broker::Broker;
 use crate::config::{BrokerConfig, BrokerRole, FlushDiskType};
+use crate::dledger::tables;
 use crate::topic::{
     self, CreateInSend, DLQ_GROUP_TOPIC_PREFIX, MAX_TOPIC_BYTES, RETRY_GROUP_TOPIC_PREFIX,
     SCHEDULE_TOPIC, Table, Topic, perm,
@@ -648,14 +649,14 @@ impl Call<'_> {
         };
         let topics = &self.broker.topics;
         let made = topics.create_in_send(request, self.connection.peer());
-        if let Some(topic) = made.map_err(|e| self.put_refusal(&e))? {
+        if let Some(topic) = made.map_err(|e| self.change_refusal(e))? {
             return Ok(Destination::Made(topic));
         }
         if let Some(group) = name.strip_prefix(RETRY_GROUP_TOPIC_PREFIX) {
             self.retry_group(group)?;
             let topic = topics
                 .create_for_group(name, 1, perm::READ | perm::WRITE, header.unit_mode)
-                .map_err(|e| self.put_refusal(&e))?;
+                .map_err(|e| self.change_refusal(e))?;
             return Ok(Destination::Made(topic));
         }
         Err(Refusal::new(
@@ -694,7 +695,7 @@ impl Call<'_> {
         topics
             .create_for_group(&name, DLQ_QUEUES, permission, false)
             .map(Some)
-            .map_err(|e| self.put_refusal(&e))
+            .map_err(|e| self.change_refusal(e))
     }
 
     fn forbidden(&self) -> Refusal {
@@ -725,6 +726,14 @@ impl Call<'_> {
                 "the message is illegal: its body may have {limit} bytes, its properties {MAX_PROPERTIES_BYTES}"
             ),
         )
+    }
+
+    /// The topic of the send could not be made.
+    fn change_refusal(&self, refusal: tables::Refusal) -> Refusal {
+        match refusal {
+            tables::Refusal::NotTaken(error) => self.put_refusal(&error),
+            tables::Refusal::InDoubt(doubt) => doubt.into(),
+        }
     }
 
     /// The one place where a refusal of the store becomes a response code (5.3).

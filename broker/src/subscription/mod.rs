@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use remoting::protocol::body::{DataVersion, SubscriptionGroupConfig, SubscriptionGroupWrapper};
-use store::{Clock, PutError};
+use store::Clock;
 
 use crate::config_file::{self, Saver};
-use crate::dledger::tables::{Changes, DeletedGroup, Group, GroupTables, Tables as Agreed};
+use crate::dledger::tables::{
+    Changes, DeletedGroup, Group, GroupTables, Refusal, Tables as Agreed,
+};
 
 /// Groups every broker knows from the start (5.10 of the reference; upstream `SubscriptionGroupManager.init`).
 const SYSTEM_GROUPS: [&str; 8] = [
@@ -105,7 +107,7 @@ impl SubscriptionGroupManager {
     pub fn update(
         &self,
         configs: impl IntoIterator<Item = SubscriptionGroupConfig>,
-    ) -> Result<(), PutError> {
+    ) -> Result<(), Refusal> {
         let configs: Vec<SubscriptionGroupConfig> = configs.into_iter().collect();
         let mut inner = self.inner.write();
         self.propose(|| Changes::of_groups(configs.iter().map(|config| inner.row(config))))?;
@@ -124,7 +126,7 @@ impl SubscriptionGroupManager {
     }
 
     /// A change goes into the brokers' log before it is shown, where there is one; under the lock of the tables.
-    fn propose(&self, changes: impl FnOnce() -> Changes) -> Result<(), PutError> {
+    fn propose(&self, changes: impl FnOnce() -> Changes) -> Result<(), Refusal> {
         let group = self.group.as_ref();
         group.map_or(Ok(()), |group| group.propose(changes()))
     }
@@ -164,16 +166,15 @@ impl SubscriptionGroupManager {
         rows.filter(|row| !is_as_made(row)).collect()
     }
 
-    /// What the brokers' tables write into which file.
-    pub(crate) fn file_of(&self, agreed: &Agreed) -> (PathBuf, String) {
+    /// What the brokers' tables write into the file.
+    pub(crate) fn text_of(&self, agreed: &Agreed) -> String {
         let mut tables = Tables {
             data_version: self.inner.read().data_version,
             ..Tables::default()
         };
         agreed.groups().for_each(|group| tables.put(group));
         tables.complete();
-        let text = serde_json::to_string_pretty(&tables.wrapper()).unwrap_or_default();
-        (self.path.clone(), text)
+        serde_json::to_string_pretty(&tables.wrapper()).unwrap_or_default()
     }
 
     /// Puts what a master sent (201) in place of the current tables, but for system groups that only this broker knows; false
@@ -211,7 +212,7 @@ impl SubscriptionGroupManager {
     }
 
     /// Removes a group's settings; false when it was not there. `offsets`: whoever agrees on it forgets its offsets, too.
-    pub fn delete(&self, group: &str, offsets: bool) -> Result<bool, PutError> {
+    pub fn delete(&self, group: &str, offsets: bool) -> Result<bool, Refusal> {
         let mut inner = self.inner.write();
         self.propose(|| Changes {
             deleted_groups: vec![DeletedGroup {

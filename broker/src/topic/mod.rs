@@ -12,11 +12,11 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use remoting::protocol::body::{DataVersion, TopicConfig, TopicConfigSerializeWrapper};
-use store::{Clock, ConsumeQueue, PutError, Store};
+use store::{Clock, ConsumeQueue, Store};
 
 use crate::config::{BrokerConfig, MAX_QUEUES_PER_TOPIC};
 use crate::config_file::{self, Saver};
-use crate::dledger::tables::{Changes, GroupTables, Tables};
+use crate::dledger::tables::{Changes, GroupTables, Refusal, Tables};
 use crate::registration::Registrar;
 use crate::stats::{BrokerStatsManager, GroupStats, TopicStats};
 
@@ -325,7 +325,7 @@ impl TopicConfigManager {
     }
 
     /// Creates or replaces topics, persists and registers them.
-    pub fn update(&self, configs: impl IntoIterator<Item = TopicConfig>) -> Result<(), PutError> {
+    pub fn update(&self, configs: impl IntoIterator<Item = TopicConfig>) -> Result<(), Refusal> {
         let configs: Vec<TopicConfig> = configs.into_iter().collect();
         if configs.is_empty() {
             return Ok(());
@@ -346,7 +346,7 @@ impl TopicConfigManager {
     }
 
     /// A change of the table goes into the group's log before it is shown, where there is one; under the lock of the writers.
-    fn propose(&self, changes: impl FnOnce() -> Changes) -> Result<(), PutError> {
+    fn propose(&self, changes: impl FnOnce() -> Changes) -> Result<(), Refusal> {
         let group = self.group.as_ref();
         group.map_or(Ok(()), |group| group.propose(changes()))
     }
@@ -356,7 +356,7 @@ impl TopicConfigManager {
         &self,
         request: CreateInSend<'_>,
         remote: SocketAddr,
-    ) -> Result<Option<Arc<Topic>>, PutError> {
+    ) -> Result<Option<Arc<Topic>>, Refusal> {
         let _writing = self.writing.lock();
         let before = self.table.load_full();
         if let Some(topic) = before.get(request.topic) {
@@ -395,7 +395,7 @@ impl TopicConfigManager {
         queues: i32,
         perm: i32,
         unit: bool,
-    ) -> Result<Arc<Topic>, PutError> {
+    ) -> Result<Arc<Topic>, Refusal> {
         if let Some(topic) = self.get(topic) {
             return Ok(topic);
         }
@@ -529,8 +529,8 @@ impl TopicConfigManager {
         rows.map(|t| t.config.clone()).collect()
     }
 
-    /// What the group's tables write into which file.
-    pub(crate) fn file_of(&self, agreed: &Tables) -> (PathBuf, String) {
+    /// What the group's tables write into the file.
+    pub(crate) fn text_of(&self, agreed: &Tables) -> String {
         let table = self.table.load();
         let own = self.own(&table).map(|t| &t.config);
         let wrapper = TopicConfigSerializeWrapper {
@@ -541,12 +541,11 @@ impl TopicConfigManager {
                 .collect(),
             ..TopicConfigSerializeWrapper::default()
         };
-        let text = serde_json::to_string_pretty(&wrapper).unwrap_or_default();
-        (self.path.clone(), text)
+        serde_json::to_string_pretty(&wrapper).unwrap_or_default()
     }
 
     /// Removes a topic from the table; false when it was not there. Its queues are the store's affair.
-    pub fn delete(&self, topic: &str) -> Result<bool, PutError> {
+    pub fn delete(&self, topic: &str) -> Result<bool, Refusal> {
         let _writing = self.writing.lock();
         // Where a group agrees on it, whatever is left of a topic goes on every member.
         self.propose(|| Changes {
@@ -610,7 +609,7 @@ impl TopicConfigManager {
         self.save(&self.table.load());
     }
 
-    fn insert(&self, before: &Arc<Table>, config: TopicConfig) -> Result<Arc<Topic>, PutError> {
+    fn insert(&self, before: &Arc<Table>, config: TopicConfig) -> Result<Arc<Topic>, Refusal> {
         self.propose(|| Changes::of_topics([config.clone()]))?;
         let name = config.topic_name.clone();
         let topic = Arc::new(Topic::new(config, None));

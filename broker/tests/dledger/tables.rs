@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use remoting::admin::{Admin, Error};
@@ -9,7 +10,7 @@ use remoting::client::RemotingClient;
 use remoting::protocol::body::{CreateTopicListRequestBody, SubscriptionGroupConfig, TopicConfig};
 use remoting::protocol::{RemotingCommand, request_code, response_code};
 
-use crate::common::load::{CALL_LIMIT, TOPIC, message, place};
+use crate::common::load::{Acknowledged, CALL_LIMIT, TOPIC, message, place};
 use crate::common::until;
 use crate::group::{Cluster, Node, SENDERS};
 
@@ -268,16 +269,19 @@ async fn a_change_that_the_others_never_heard_of_is_in_doubt_and_then_gone_every
     let asked = Instant::now();
     let admin = &cluster.admin;
     let answers = at_once(changes.iter().map(|c| c.ask(admin, &address))).await;
+    let mut in_doubt = 0;
     for (answer, change) in answers.into_iter().zip(&changes) {
         let refused = answer.expect_err("nobody else heard of it");
         let code = refused.code().unwrap_or_default();
-        let in_doubt =
+        let unknown =
             code == response_code::SYSTEM_ERROR && refused.to_string().contains("not known");
         assert!(
-            in_doubt || code == response_code::SERVICE_NOT_AVAILABLE,
+            unknown || code == response_code::SERVICE_NOT_AVAILABLE,
             "{change:?}: {refused}"
         );
+        in_doubt += usize::from(unknown);
     }
+    assert!(in_doubt > 0, "the leader was gone before it was asked");
     assert!(asked.elapsed() < Duration::from_secs(10));
     // The others go on without it.
     cluster.nodes[leader].signal("-STOP");
@@ -598,6 +602,18 @@ async fn a_topic_that_is_deleted_and_made_anew_begins_at_nothing_on_every_member
     cluster.end().await;
 }
 
+/// The newest message of each sender that was acknowledged: bodies begin with `<sender>-<number>`.
+fn newest(acknowledged: &Acknowledged) -> BTreeMap<u64, u64> {
+    let mut newest = BTreeMap::new();
+    for body in acknowledged.keys() {
+        let (sender, rest) = body.split_once('-').unwrap();
+        let number: u64 = rest.split(' ').next().unwrap().parse().unwrap();
+        let newest: &mut u64 = newest.entry(sender.parse().unwrap()).or_default();
+        *newest = number.max(*newest);
+    }
+    newest
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_deleted_under_load_takes_nothing_of_what_comes_after() {
     let dir = tempfile::tempdir().unwrap();
@@ -614,9 +630,14 @@ async fn a_topic_that_is_deleted_under_load_takes_nothing_of_what_comes_after() 
             .delete_topic_in_broker(address, TOPIC)
             .await
             .unwrap();
-        // What was on its way may have been taken before.
-        load.acknowledged(4 * SENDERS).await;
-        gone = load.so_far();
+        // What each sender had on its way may have been taken before.
+        let before = newest(&load.so_far());
+        until("every sender has sent another one", async || {
+            gone = load.so_far();
+            let now = newest(&gone);
+            (0..SENDERS).all(|sender| now.get(&sender) > before.get(&sender))
+        })
+        .await;
     }
     load.acknowledged(100).await;
     let leader = cluster.leader(|_| true).await;
@@ -628,6 +649,74 @@ async fn a_topic_that_is_deleted_under_load_takes_nothing_of_what_comes_after() 
     assert!(acknowledged.len() > 100);
     cluster.all_level().await;
     cluster.check(0..3, &acknowledged).await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_lost_or_put_back_from_before_do_not_change_what_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 3, "ASYNC_FLUSH", "").await;
+    cluster.all_sure().await;
+    let leader = cluster.taking().await;
+    let address = cluster.nodes[leader].address.clone();
+    for change in [
+        Change::Topic("topic-early".into(), 2),
+        Change::Topic("topic-gone".into(), 2),
+        Change::Group("group-early".into(), 2),
+    ] {
+        change.ask(&cluster.admin, &address).await.unwrap();
+    }
+    let config: Vec<PathBuf> = cluster
+        .nodes
+        .iter()
+        .map(|n| n.store.join("config"))
+        .collect();
+    let files = ["topics.json", "subscriptionGroup.json"];
+    let read = |at: usize| files.map(|name| fs::read_to_string(config[at].join(name)).ok());
+    until("it is saved", async || {
+        (0..3).all(|at| {
+            let [topics, groups] = read(at);
+            topics.is_some_and(|t| t.contains("topic-gone"))
+                && groups.is_some_and(|g| g.contains("group-early"))
+        })
+    })
+    .await;
+    let before: Vec<_> = (0..3).map(read).collect();
+    for change in [
+        Change::NoTopic("topic-gone".into()),
+        Change::Topic("topic-late".into(), 3),
+        Change::Group("group-early".into(), 5),
+    ] {
+        change.ask(&cluster.admin, &address).await.unwrap();
+    }
+    let wanted = cluster.all_alike(leader).await;
+    until("it is saved again", async || {
+        (0..3).all(|at| {
+            read(at)[0]
+                .as_ref()
+                .is_some_and(|t| t.contains("topic-late"))
+        })
+    })
+    .await;
+    for node in &mut cluster.nodes {
+        node.kill();
+    }
+    fs::remove_dir_all(&config[0]).unwrap();
+    for (name, text) in files.iter().zip(&before[1]) {
+        fs::write(config[1].join(name), text.as_ref().unwrap()).unwrap();
+    }
+    fs::remove_file(config[2].join(files[0])).unwrap();
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    let next = cluster.taking().await;
+    assert_eq!(
+        rows(&cluster.admin, &cluster.nodes[next].address)
+            .await
+            .unwrap(),
+        wanted
+    );
+    assert_eq!(cluster.all_alike(next).await, wanted);
     cluster.end().await;
 }
 

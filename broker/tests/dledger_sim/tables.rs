@@ -119,6 +119,7 @@ impl World {
             index: ledger.applied().max(node.told.index.min(disk.flushed)),
             oldest: ledger.agreed().oldest().unwrap_or(0),
             complete: ledger.is_complete(),
+            ..Saved::default()
         };
         let tables = Tables::clone(ledger.agreed());
         disk.tables = Some(OnDisk { saved, tables });
