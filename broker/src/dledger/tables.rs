@@ -41,8 +41,10 @@ const RENEW_BEHIND: u64 = 16;
 const AGREED_WITHIN: Duration = Duration::from_secs(3);
 /// How often tables that changed are saved, and rows looked for that are to be appended anew.
 const UPKEEP_EVERY: Duration = Duration::from_millis(500);
-/// How often the index is saved while the tables stay as they are: what a restart looks through again.
+/// How often, and after how many entries, the index is saved while the tables stay as they are: what a restart looks through
+/// again.
 const INDEX_EVERY: Duration = Duration::from_secs(5);
+const INDEX_ENTRIES: u64 = 65_536;
 /// The log's flush is waited for that long before tables are saved.
 const FLUSHED_WITHIN: Duration = Duration::from_secs(5);
 /// A look at a mark of the store that moved without a word.
@@ -1181,7 +1183,8 @@ impl Keeper {
             (Arc::clone(ledger.agreed()), changed, saved)
         };
         let wanted = topics || groups || self.new;
-        if !wanted && self.saved_at.elapsed() < every {
+        let far = reached >= self.saved.index + INDEX_ENTRIES;
+        if !wanted && !far && self.saved_at.elapsed() < every {
             return;
         }
         // Tables that a power cut leaves while it takes their entries would be this member's alone.
