@@ -1,5 +1,6 @@
 //! Stock clients in a pod: what an application is, seen from the cluster.
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::PostParams;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::kubernetes::{Space, is_ready, until};
@@ -17,8 +18,26 @@ use crate::kubernetes::{Space, is_ready, until};
 pub(crate) const JAVA: [&str; 2] = ["4.9.8", "5.3.3"];
 /// For a client's first message to come back.
 const FIRST_MESSAGE: Duration = Duration::from_secs(60);
+/// For a sender to be acknowledged again: it gives up after 60 s.
+const NEXT_MESSAGE: Duration = Duration::from_secs(70);
 /// For a client to end: it waits up to 60 s for messages that have not come.
 const LAST_MESSAGE: Duration = Duration::from_secs(100);
+
+/// What a line about a phase begins with.
+const PHASE: &str = "phase ";
+
+/// What a client said last.
+const LAST_ERRORS: usize = 60;
+
+/// Why sends failed, up to the ids and times that follow, so that the same reason counts as one.
+fn kinds(errors: &str) -> BTreeMap<&str, usize> {
+    let mut kinds = BTreeMap::new();
+    for line in errors.lines().filter_map(|l| l.strip_prefix("send: ")) {
+        let kind = line.split([',', '<']).next().unwrap_or(line);
+        *kinds.entry(kind).or_default() += 1;
+    }
+    kinds
+}
 
 /// A pod with all clients in it; commands are run in it as an application would run.
 #[derive(Clone)]
@@ -47,6 +66,21 @@ pub(crate) struct Report {
     /// The longest time between two acknowledgements.
     #[serde(default)]
     pub(crate) longest_gap_ms: u64,
+}
+
+impl Report {
+    /// Of two phases that follow each other.
+    pub(crate) fn and(self, next: Self) -> Self {
+        Self {
+            acked: self.acked + next.acked,
+            missing: self.missing + next.missing,
+            refused: self.refused + next.refused,
+            duplicates: self.duplicates + next.duplicates,
+            disordered: next.disordered,
+            rewritten: next.rewritten,
+            longest_gap_ms: self.longest_gap_ms.max(next.longest_gap_ms),
+        }
+    }
 }
 
 impl Space {
@@ -227,7 +261,19 @@ impl Flow {
         }
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        lines[lines.len().saturating_sub(LAST_ERRORS)..].join("\n")
+    }
+
+    /// What was counted since the last phase, or since messages flow, up to a send that is acknowledged now. It goes on.
+    pub(crate) async fn phase(&mut self) -> Result<Report> {
+        let input = self.child.stdin.as_mut().context("its input")?;
+        input.write_all(b"\n").await?;
+        input.flush().await?;
+        let line = self.line_with(PHASE, NEXT_MESSAGE).await?;
+        let report: Report =
+            serde_json::from_str(line.trim_start_matches(PHASE)).with_context(|| line.clone())?;
+        println!("    {}, so far: {report:?}", self.name);
+        Ok(report)
     }
 
     /// Ends the sending, waits until everything acknowledged has been consumed, and fails when something has not.
@@ -252,6 +298,9 @@ impl Flow {
             );
         }
         println!("    {}: {report:?}", self.name);
+        for (why, count) in kinds(&self.errors().await) {
+            println!("        {count} x {why}");
+        }
         Ok(report)
     }
 }

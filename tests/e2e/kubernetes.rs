@@ -76,6 +76,10 @@ impl World {
         })
     }
 
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes
+    }
+
     /// What the figures were measured on.
     pub(crate) fn described(&self) -> String {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);

@@ -21,7 +21,7 @@ use kubernetes::World;
 use scenarios::{SCENARIOS, Scenario};
 
 /// Scenarios at a time; most of their time is waiting.
-const AT_A_TIME: usize = 2;
+const AT_A_TIME: usize = 3;
 /// No scenario may take longer, whatever its own waits add up to.
 const SCENARIO_LIMIT: Duration = Duration::from_secs(300);
 

@@ -5,13 +5,13 @@
 #
 # ROCKETCLUSTER_BIN  folder with static release builds (default: built here)
 # E2E_KUBECONFIG     use this cluster instead of starting one; E2E_LOAD is then run with each image archive (kind: "kind load image-archive")
-# NODES              nodes of the cluster started here (2; the power cut needs two)
+# NODES              nodes of the cluster started here (3; a power cut needs two, and three when a group of three has to go on)
 # E2E_KEEP           leave namespaces and cluster as they are at the end
 set -euo pipefail
 e2e=$(cd "$(dirname "$0")" && pwd)
 export ROCKETCLUSTER_CACHE=${ROCKETCLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rocketcluster}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROCKETCLUSTER_CACHE/target}
-export REPOSITORY=${REPOSITORY:-localhost/rocketcluster} TAG=${TAG:-dev} NODES=${NODES:-2}
+export REPOSITORY=${REPOSITORY:-localhost/rocketcluster} TAG=${TAG:-dev} NODES=${NODES:-3}
 say() { printf '[%4d s] %s\n' "$SECONDS" "$*"; }
 
 need() { # programs that nothing here installs

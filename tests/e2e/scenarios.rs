@@ -21,8 +21,10 @@ use crate::kubernetes::{
     Kind, OPERATOR_NAMESPACE, Restarting, Space, World, condition, is_ready, lives, run, until,
 };
 use crate::replicated::{
-    a_lost_master_is_read_from_its_slave, masters_with_async_slaves_serve_and_roll,
-    masters_with_sync_slaves_serve_and_roll, modes_change_in_place_while_messages_flow,
+    a_lost_master_is_read_from_its_slave, an_elected_group_changes_its_members,
+    an_elected_group_outlives_its_leaders_machine, an_elected_group_serves_and_rolls,
+    masters_with_async_slaves_serve_and_roll, masters_with_sync_slaves_serve_and_roll,
+    modes_change_in_place_while_messages_flow, needs_three_nodes,
 };
 
 /// What a RocketCluster may take from `apply` to Ready, volumes and all, on a busy machine.
@@ -61,26 +63,30 @@ macro_rules! scenarios {
     (@unless $unless:expr) => { $unless };
 }
 
+// What takes longest begins first, so that nothing is waited for alone at the end.
 scenarios! {
-    manifests_are_strictly_valid;
     chart_installs_the_operator;
-    bad_clusters_are_refused;
-    single_master_serves_stock_clients;
-    multi_master_serves_stock_clients;
-    deleted_broker_pod_comes_back_as_it_was;
+    modes_change_in_place_while_messages_flow;
+    an_elected_group_changes_its_members;
+    masters_with_sync_slaves_serve_and_roll;
+    masters_with_async_slaves_serve_and_roll;
+    an_elected_group_serves_and_rolls;
+    a_lost_master_is_read_from_its_slave;
     name_servers_scale_without_a_broker_restart;
     groups_scale_out_and_not_in;
-    drift_is_put_back;
-    a_changed_key_rolls_the_brokers_one_by_one;
     a_new_image_rolls_everything_one_by_one;
-    a_broken_object_stops_no_other;
+    a_changed_key_rolls_the_brokers_one_by_one;
+    deleted_broker_pod_comes_back_as_it_was;
     a_deleted_cluster_leaves_only_what_it_should;
-    masters_with_async_slaves_serve_and_roll;
-    masters_with_sync_slaves_serve_and_roll;
-    a_lost_master_is_read_from_its_slave;
-    modes_change_in_place_while_messages_flow;
+    single_master_serves_stock_clients;
+    multi_master_serves_stock_clients;
+    drift_is_put_back;
+    a_broken_object_stops_no_other;
+    manifests_are_strictly_valid;
+    bad_clusters_are_refused;
     a_restarted_operator_touches_nothing: alone;
     power_cut_of_a_node: alone, unless needs_our_nodes;
+    an_elected_group_outlives_its_leaders_machine: alone, unless needs_three_nodes;
 }
 
 /// A small cluster of the given mode; fields are merged in.
@@ -149,14 +155,24 @@ async fn chart_installs_the_operator(space: Space) -> Result<()> {
 
 async fn bad_clusters_are_refused(space: Space) -> Result<()> {
     let long = "a".repeat(42);
-    let bad: [(Value, &str); 9] = [
+    const ODD: &str = "a dledger group elects by majority: replicasPerGroup must be odd, 3 or more";
+    let elected = |replicas: i32| cluster("x", "dledger", json!({"replicasPerGroup": replicas}));
+    let bad: [(Value, &str); 13] = [
         (
             cluster("x", "2m-2s-async", json!({"replicasPerGroup": 1})),
             "need a slave: replicasPerGroup of 2 or more",
         ),
+        (elected(1), ODD),
+        (elected(2), ODD),
+        (elected(4), ODD),
+        (elected(11), "spec.broker.replicasPerGroup"),
         (
-            cluster("x", "dledger", json!({"replicasPerGroup": 4})),
-            "replicasPerGroup must be odd, 3 or more",
+            cluster(
+                "x",
+                "dledger",
+                json!({"pod": {"antiAffinity": "Required", "affinity": {}}}),
+            ),
+            "affinity takes the place of antiAffinity: give one of them",
         ),
         (cluster("x", "cluster", json!({})), "spec.mode"),
         (
@@ -188,28 +204,40 @@ async fn bad_clusters_are_refused(space: Space) -> Result<()> {
         space.refused(manifest, sentence).await?;
     }
     // Changes that would lose something. The operator is told to keep its hands off, so that nothing is started for this.
-    let mut good = cluster("good", "multi-master", json!({"groups": 2}));
-    merge(&mut good["spec"], &json!({"paused": true}));
-    space.apply(&good).await?;
-    for (change, sentence) in [
+    for mut good in [
+        cluster("good", "multi-master", json!({"groups": 2})),
+        cluster("elects", "dledger", json!({})),
+    ] {
+        merge(&mut good["spec"], &json!({"paused": true}));
+        space.apply(&good).await?;
+    }
+    const OTHER_LOG: &str = "to and from dledger there is no change in place, because the log formats differ: make a second cluster and migrate";
+    for (name, change, sentence) in [
+        ("good", json!({"mode": "dledger"}), OTHER_LOG),
+        ("elects", json!({"mode": "2m-2s-sync"}), OTHER_LOG),
+        ("elects", json!({"broker": {"replicasPerGroup": 4}}), ODD),
         (
+            "good",
             json!({"broker": {"groups": 1}}),
             "broker groups cannot be removed yet",
         ),
         (
+            "good",
             json!({"broker": {"storage": {"size": "512Mi"}}}),
             "a volume cannot shrink",
         ),
         (
+            "good",
             json!({"broker": {"namePrefix": "other"}}),
             "spec.broker.namePrefix cannot be changed",
         ),
         (
+            "good",
             json!({"clusterName": "other"}),
             "spec.clusterName cannot be changed",
         ),
     ] {
-        match space.patch("good", &json!({"spec": change})).await {
+        match space.patch(name, &json!({"spec": change})).await {
             Ok(_) => bail!("accepted, instead of refused with \"{sentence}\": {change}"),
             Err(e) => crate::kubernetes::says(&e, sentence)?,
         }
@@ -802,21 +830,21 @@ async fn a_restarted_operator_touches_nothing(space: Space) -> Result<()> {
     Ok(())
 }
 
-fn needs_our_nodes(world: &World) -> Option<String> {
+pub(crate) fn needs_our_nodes(world: &World) -> Option<String> {
     world
         .scripts
         .is_none()
         .then(|| "only a cluster started by run.sh lets a node's power be cut".to_owned())
 }
 
-fn node_of(pod: &Pod) -> String {
+pub(crate) fn node_of(pod: &Pod) -> String {
     pod.spec
         .as_ref()
         .and_then(|s| s.node_name.clone())
         .unwrap_or_default()
 }
 
-async fn wait_for_node(world: &World, name: &str) -> Result<()> {
+pub(crate) async fn wait_for_node(world: &World, name: &str) -> Result<()> {
     let nodes = Api::<Node>::all(world.client.clone());
     until("the node to be back", Duration::from_secs(60), async || {
         let node = nodes.get(name).await?;

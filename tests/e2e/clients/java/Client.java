@@ -19,14 +19,15 @@ import org.apache.rocketmq.common.message.MessageExt;
 /**
  * A checked producer and push consumer on the unmodified Apache client; the same source for 4.9.8 and 5.3.3.
  *
- *   flow    NAMESRV TOPIC RATE    sends RATE messages a second until its input ends, consumes them, and looks whether any acknowledged one is missing
+ *   flow    NAMESRV TOPIC RATE    sends RATE messages a second until its input ends, consumes them, and looks whether any acknowledged one is missing;
+ *                                 each line of its input ends a phase, of which it tells what was counted, and sending goes on
  *   produce NAMESRV TOPIC COUNT   sends until COUNT are acknowledged
  *   consume NAMESRV TOPIC COUNT   a new group, from the first offset, until COUNT different ones have come
  *
  * Also counted: duplicates, messages that stand in their queue before an earlier one, places of a queue that held two different messages, sends that
  * failed although the client tried again by itself, and the longest time between two acknowledgements.
  *
- * Says "ready" when messages flow, and ends with one line of JSON. Exit code 1: something acknowledged did not come back in time.
+ * Says "ready" when messages flow, and ends with one line of JSON (a phase: "phase" and the same JSON). Exit code 1: something acknowledged did not come back in time.
  */
 public class Client {
     static final int CATCH_UP_SECONDS = 60;
@@ -38,6 +39,8 @@ public class Client {
     static final AtomicInteger rewritten = new AtomicInteger();
     static int refused = 0, sent = 0;
     static long longestGapMs = 0, lastAcked = System.nanoTime();
+    /** What was counted when the last phase ended. */
+    static int ackedBefore = 0, refusedBefore = 0, duplicatesBefore = 0;
     static final String run = UUID.randomUUID().toString();
     static String namesrv, topic;
 
@@ -72,10 +75,10 @@ public class Client {
     }
 
     static void flow(int rate) throws Exception {
-        AtomicInteger ended = new AtomicInteger();
+        AtomicInteger ended = new AtomicInteger(), phases = new AtomicInteger();
         Thread input = new Thread(() -> {
             try {
-                while (System.in.read() >= 0) { }
+                for (int c; (c = System.in.read()) >= 0; ) if (c == '\n') phases.incrementAndGet();
             } catch (java.io.IOException e) {
                 System.err.println(e);
             }
@@ -89,8 +92,16 @@ public class Client {
         longestGapMs = 0; // starting is not counted
         lastAcked = System.nanoTime();
         boolean ready = false;
-        while (ended.get() == 0) {
+        for (int told = 0; ended.get() == 0; ) {
             send(producer);
+            if (told < phases.get()) {
+                told++;
+                System.out.println("phase " + counted(0));
+                ackedBefore = acked.size();
+                refusedBefore = refused;
+                duplicatesBefore = duplicates.get();
+                longestGapMs = 0;
+            }
             if (!ready && !received.isEmpty()) {
                 ready = true;
                 System.out.println("ready");
@@ -183,9 +194,14 @@ public class Client {
         return count;
     }
 
+    /** Since the last phase ended; what is missing or out of place is of the whole run. */
+    static String counted(int missing) {
+        return String.format("{\"acked\": %d, \"missing\": %d, \"duplicates\": %d, \"disordered\": %d, \"rewritten\": %d, \"refused\": %d, \"longestGapMs\": %d}",
+            acked.size() - ackedBefore, missing, duplicates.get() - duplicatesBefore, disordered(), rewritten.get(), refused - refusedBefore, longestGapMs);
+    }
+
     static void report(Set<String> missing) {
-        System.out.printf("{\"acked\": %d, \"received\": %d, \"missing\": %d, \"duplicates\": %d, \"disordered\": %d, \"rewritten\": %d, \"refused\": %d, \"longestGapMs\": %d}%n",
-            acked.size(), received.size(), missing.size(), duplicates.get(), disordered(), rewritten.get(), refused, longestGapMs);
+        System.out.println(counted(missing.size()));
         missing.stream().limit(10).forEach(m -> System.err.println("missing: " + m));
         Runtime.getRuntime().halt(missing.isEmpty() ? 0 : 1); // what the clients leave open does not matter here
     }
