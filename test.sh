@@ -10,6 +10,7 @@ cd "$(dirname "$0")" || exit 2
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/rocketcluster
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
 export ROCKETCLUSTER_CACHE=$cache
+[ "${CI:-}" != true ] || export CARGO_INCREMENTAL=0 # nothing is built twice there: it would only fill the disk
 mkdir -p "$cache"
 stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(lint unit disk cost clients e2e)
