@@ -277,6 +277,8 @@ async fn carry(
             () = sleep_until(due), if due.is_some() => {
                 let Some((_, mut bytes)) = on_the_way.pop_front() else { continue };
                 waiting -= bytes.len();
+                // Whatever is ordered until these are gone: a stream goes on without a hole, or not at all.
+                let torn = left.is_some_and(|left| left <= bytes.len() as u64);
                 if let Some(left) = left {
                     bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
                 }
@@ -287,6 +289,9 @@ async fn carry(
                 }
                 gone += bytes.len() as u64;
                 passed.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                if torn {
+                    return;
+                }
             }
         }
         if !open && on_the_way.is_empty() {
@@ -434,5 +439,32 @@ mod tests {
         say(&mut stream, b"again").await.unwrap();
         proxy.drop_connections();
         assert!(stream.read_u8().await.is_err());
+    }
+
+    /// What was cut off is gone, so nothing may come behind it, even if the tearing ends in the middle of it.
+    #[tokio::test]
+    async fn a_torn_stream_does_not_go_on_when_it_heals() {
+        let (proxy, mut stream) = echo().await;
+        proxy.set(
+            Direction::ToClient,
+            Faults {
+                tear_after: Some(15),
+                // Slow enough that the five bytes are still on their way.
+                bytes_per_second: 50,
+                ..Faults::default()
+            },
+        );
+        say(&mut stream, b"0123456789").await.unwrap();
+        stream.write_all(b"1234567890").await.unwrap();
+        while proxy.passed(Direction::ToServer) < 20 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        proxy.heal();
+        let _ = stream.write_all(b"abcde").await;
+        let mut back = [0; 10];
+        if stream.read_exact(&mut back).await.is_ok() {
+            assert_eq!(&back, b"1234567890");
+        }
     }
 }
