@@ -652,6 +652,8 @@ final class Scenarios {
         DefaultMQProducer producer = rig.producer();
         Inbox before = new Inbox();
         DefaultMQPushConsumer consumer = rig.newPushConsumer();
+        // What the listener has seen is consumed only when it has returned: a shutdown that does not wait commits less.
+        consumer.setAwaitTerminationMillisWhenShutdown(10_000);
         rig.start(consumer, "*", before);
         sendAll(producer, rig.topic, numbered("before ", 40));
         before.exactly(numbered("before ", 40), 40);
