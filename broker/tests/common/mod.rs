@@ -6,7 +6,7 @@ pub(crate) mod process;
 use std::time::{Duration, Instant};
 
 /// Whatever is waited for is there by then, on a busy machine too.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// xorshift; what it draws decides what happens to whom, and when.
 pub(crate) struct Draw(u64);
